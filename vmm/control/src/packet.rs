@@ -1,0 +1,175 @@
+//! Packets: JSON with descriptors beside it, over `SOCK_SEQPACKET`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{MAX_DESCRIPTORS, MAX_PACKET};
+
+/// Why a packet could not be sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum PacketError {
+    /// The system call failed; `EAGAIN` on a non-blocking socket means "later".
+    #[error("control socket")]
+    Socket(#[source] Errno),
+    /// The text is no message of the expected kind.
+    #[error("control message not understood")]
+    Json(#[source] serde_json::Error),
+    /// More bytes or descriptors than a packet may have.
+    #[error("control packet larger than {MAX_PACKET} bytes or {MAX_DESCRIPTORS} descriptors")]
+    TooLarge,
+    /// A message named a descriptor that did not come with it.
+    #[error("control message names descriptor {0}, which did not come with it")]
+    NoDescriptor(usize),
+}
+
+impl PacketError {
+    /// Whether a non-blocking socket merely has nothing (or no room) now.
+    pub fn is_would_block(&self) -> bool {
+        matches!(self, Self::Socket(Errno::EAGAIN))
+    }
+}
+
+/// A message and the descriptors that came with it.
+#[derive(Debug)]
+pub struct Packet<T> {
+    /// The message.
+    pub message: T,
+    descriptors: Vec<Option<OwnedFd>>,
+}
+
+impl<T> Packet<T> {
+    /// Takes the descriptor at `position` out of the packet; each can be taken once.
+    pub fn take(&mut self, position: usize) -> Result<OwnedFd, PacketError> {
+        self.descriptors
+            .get_mut(position)
+            .and_then(Option::take)
+            .ok_or(PacketError::NoDescriptor(position))
+    }
+}
+
+/// A connected pair of control sockets, both closed on exec.
+pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), PacketError> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(PacketError::Socket)
+}
+
+/// Sends one message with its descriptors.
+pub fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), PacketError> {
+    let text = serde_json::to_vec(message).map_err(PacketError::Json)?;
+    if text.len() > MAX_PACKET || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(PacketError::TooLarge);
+    }
+    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    loop {
+        let sent = sendmsg::<()>(
+            socket.as_fd().as_raw_fd(),
+            &[IoSlice::new(&text)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        match sent {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(PacketError::Socket(errno)),
+            // A sequenced packet goes whole or not at all.
+            Ok(_) => return Ok(()),
+        }
+    }
+}
+
+/// Receives one message; `None` when the peer has closed the socket.
+pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<Packet<T>>, PacketError> {
+    let mut text = vec![0; MAX_PACKET];
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut slices = [IoSliceMut::new(&mut text)];
+    let received = loop {
+        match recvmsg::<()>(
+            socket.as_fd().as_raw_fd(),
+            &mut slices,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(PacketError::Socket(errno)),
+            Ok(received) => break received,
+        }
+    };
+    // Own the descriptors before any way out, so that a bad packet leaks none.
+    let mut descriptors = Vec::new();
+    if let Ok(control) = received.cmsgs() {
+        for message in control {
+            if let ControlMessageOwned::ScmRights(list) = message {
+                // SAFETY: the kernel has just installed these descriptors for us; nobody else has
+                // them.
+                descriptors
+                    .extend(list.into_iter().map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd) })));
+            }
+        }
+    }
+    if received.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(PacketError::TooLarge);
+    }
+    let length = received.bytes;
+    if length == 0 && descriptors.is_empty() {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&text[..length]).map_err(PacketError::Json)?;
+    Ok(Some(Packet { message, descriptors }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Event, MachineMessage};
+
+    #[test]
+    fn carries_message_and_descriptors() {
+        let (a, b) = socket_pair().unwrap();
+        let message = MachineMessage::Event(Event::Connection { port: 7 });
+        send(&a, &message, &[b.as_fd()]).unwrap();
+        let mut packet = receive::<MachineMessage>(&b).unwrap().unwrap();
+        assert_eq!(packet.message, message);
+        assert!(matches!(packet.take(1), Err(PacketError::NoDescriptor(1))));
+        let again = packet.take(0).unwrap();
+        assert!(matches!(packet.take(0), Err(PacketError::NoDescriptor(0))));
+        send(&a, &message, &[]).unwrap();
+        assert!(receive::<MachineMessage>(&again).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_closed_peer_is_the_end() {
+        let (a, b) = socket_pair().unwrap();
+        drop(a);
+        assert!(receive::<MachineMessage>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn refuses_what_is_no_message() {
+        let (a, b) = socket_pair().unwrap();
+        nix::unistd::write(&a, b"{\"event\":{\"teapot\":{}}}").unwrap();
+        assert!(matches!(receive::<MachineMessage>(&b), Err(PacketError::Json(_))));
+    }
+
+    #[test]
+    fn refuses_what_is_too_large() {
+        let (a, b) = socket_pair().unwrap();
+        let long = "x".repeat(MAX_PACKET);
+        assert!(matches!(send(&a, &long, &[]), Err(PacketError::TooLarge)));
+        nix::unistd::write(&a, &vec![b'1'; MAX_PACKET + 1]).unwrap();
+        assert!(matches!(receive::<u64>(&b), Err(PacketError::TooLarge)));
+    }
+}

@@ -1,0 +1,3 @@
+//! What the processor architecture prescribes: where things lie at boot and how they look.
+
+pub mod x86_64;

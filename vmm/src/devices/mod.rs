@@ -1,0 +1,4 @@
+//! The machine's devices.
+
+pub mod legacy;
+pub mod virtio;

@@ -1,0 +1,102 @@
+//! In whose name a thread acts.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use super::system::check;
+
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+const CAP_FSETID: u32 = 4;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+thread_local! {
+    /// Whether this thread is prepared, and so may take other file system ids.
+    static PREPARED: Cell<bool> = const { Cell::new(false) };
+}
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives this thread a working directory (`descriptors`) and umask of its own, and lets it keep its
+/// capabilities when it changes its file system ids.
+pub fn prepare(descriptors: &File) -> io::Result<()> {
+    if PREPARED.get() {
+        return Ok(());
+    }
+    // SAFETY: these calls take and give plain numbers.
+    unsafe {
+        check(libc::unshare(libc::CLONE_FS))?;
+        check(libc::fchdir(descriptors.as_raw_fd()))?;
+        libc::umask(0);
+        if libc::geteuid() == 0 {
+            check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))?;
+            // setfsuid has no way to say that it failed, but to ask for the value afterwards.
+            libc::setfsuid(1);
+            libc::setfsgid(1);
+            if libc::setfsuid(0) != 1 || libc::setfsgid(0) != 1 {
+                return Err(io::Error::from_raw_os_error(libc::EPERM));
+            }
+        }
+    }
+    PREPARED.set(true);
+    Ok(())
+}
+
+/// Does `body` in the name of that user, so that what it creates is the user's.
+pub fn as_user<T>(uid: u32, gid: u32, umask: u32, body: impl FnOnce() -> T) -> T {
+    // SAFETY: these calls take and give plain numbers, and are the thread's own: glibc does not spread
+    // setfsuid and setfsgid to other threads, and `prepare` has unshared the umask.
+    unsafe {
+        libc::umask(umask & 0o777);
+        // The group first and last: only root may change it.
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        let result = body();
+        libc::setfsuid(0);
+        libc::setfsgid(0);
+        result
+    }
+}
+
+/// Does `body` without the right to leave set-user-id and set-group-id bits of changed files as they
+/// are, if `drop` says so: the kernel then takes them away as for any user (`FUSE_HANDLE_KILLPRIV_V2`).
+pub fn without_fsetid<T>(drop: bool, body: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if !drop {
+        return body();
+    }
+    let before = capabilities()?;
+    let mut less = before;
+    less[0].effective &= !(1 << CAP_FSETID);
+    set_capabilities(&less)?;
+    let result = body();
+    set_capabilities(&before)?;
+    result
+}
+
+fn capabilities() -> io::Result<[CapabilitySets; 2]> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut sets = [CapabilitySets::default(); 2];
+    // SAFETY: version 3 fills two sets, which `sets` has room for.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &mut header, sets.as_mut_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(sets) }
+}
+
+fn set_capabilities(sets: &[CapabilitySets; 2]) -> io::Result<()> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    // SAFETY: version 3 reads two sets. This is the calling thread's own matter.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &mut header, sets.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,115 @@
+//! Listings.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::PoisonError;
+
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry, OpenOptions};
+
+use super::Tree;
+use super::system::{check_length, open_path};
+
+/// The most bytes of entries taken from the kernel at once.
+const LISTING: usize = 32 * 1024;
+
+/// Bytes before the name in `struct linux_dirent64`: number, offset, length, type.
+const BEFORE_NAME: usize = 19;
+
+impl Tree {
+    pub(super) fn open_folder(&self, node: u64) -> io::Result<(u64, OpenOptions)> {
+        let node = self.node(node)?;
+        let file = self.open_node(&node, libc::O_RDONLY | libc::O_DIRECTORY, false)?;
+        Ok((self.handles.insert(file), OpenOptions::empty()))
+    }
+
+    /// Gives `add` the entries from `offset` on, until it has no more room (0) or there are no more.
+    /// Offsets are the kernel's own.
+    pub(super) fn list(
+        &self,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let handle = self.handles.get(handle)?;
+        // An entry is no longer in an answer than here, so this never fetches much too few.
+        let mut bytes = vec![0_u8; LISTING.min(size as usize)];
+        let count = {
+            // No holder of the lock can panic half way, so poison means nothing.
+            let _alone = handle.position.lock().unwrap_or_else(PoisonError::into_inner);
+            let folder = handle.file.as_raw_fd();
+            // SAFETY: plain numbers.
+            if unsafe { libc::lseek64(folder, offset.cast_signed(), libc::SEEK_SET) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: `bytes` has the room it says.
+            let count = unsafe {
+                libc::syscall(libc::SYS_getdents64, folder, bytes.as_mut_ptr(), bytes.len())
+            };
+            check_length(isize::try_from(count).unwrap_or(-1))?
+        };
+        let mut rest = &bytes[..count];
+        let mut first = true;
+        while let Some((entry, length)) = parse(rest) {
+            match add(entry) {
+                Ok(0) => break,
+                Ok(_) => {}
+                // Once there are entries in the answer, it must be given: the guest's counts of
+                // lookups depend on it.
+                Err(error) if first => return Err(error),
+                Err(_) => break,
+            }
+            first = false;
+            rest = &rest[length..];
+        }
+        Ok(())
+    }
+
+    /// As [`Tree::list`], looking up each entry on the way.
+    pub(super) fn list_with_entries(
+        &self,
+        node: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let parent = self.node(node)?;
+        self.list(handle, size, offset, &mut |listed| {
+            // Node 0 lists the name without looking it up: the ways up are not ours to give, and what
+            // has just been removed is for the guest to find out.
+            let entry = name_of(listed.name)
+                .and_then(|name| open_path(&parent.file, &name).ok())
+                .and_then(|path| self.remember(&parent, path).ok())
+                .unwrap_or_default();
+            let number = entry.inode;
+            let added = add(listed, entry);
+            if number != 0 && !matches!(added, Ok(1..)) {
+                self.nodes.forget([(number, 1)]);
+            }
+            added
+        })
+    }
+}
+
+fn name_of(bytes: &[u8]) -> Option<std::ffi::CString> {
+    if matches!(bytes, b"." | b"..") {
+        return None;
+    }
+    std::ffi::CString::new(bytes).ok()
+}
+
+/// One `struct linux_dirent64`, and its length.
+fn parse(bytes: &[u8]) -> Option<(DirEntry<'_>, usize)> {
+    let number = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let length = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
+    let name = CStr::from_bytes_until_nul(bytes.get(BEFORE_NAME..length)?).ok()?;
+    let entry = DirEntry {
+        ino: number(0)?,
+        offset: number(8)?,
+        type_: u32::from(*bytes.get(18)?),
+        name: name.to_bytes(),
+    };
+    Some((entry, length))
+}

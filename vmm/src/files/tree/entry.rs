@@ -1,0 +1,244 @@
+//! Names: looking up, creating, linking, renaming, removing.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, FOPEN_IN_KILL_SUIDGID, OpenOut};
+use fuse_backend_rs::api::filesystem::{Context, Entry, OpenOptions};
+use vm_memory::ByteValued;
+
+use super::credentials::{as_user, without_fsetid};
+use super::data::open_flags;
+use super::node::Node;
+use super::system::{check, descriptor_name, open, open_path};
+use super::{Tree, check_name};
+use crate::files::message::Header;
+
+impl Tree {
+    pub(super) fn look_up(&self, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let parent = self.node(parent)?;
+        match open_path(&parent.file, check_name(name)?) {
+            Ok(path) => self.remember(&parent, path),
+            // "There is none", which the guest may believe as long as a name that is there. Shells
+            // look for each command in folder after folder.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                let entry_timeout = self.entry_time(&parent);
+                Ok(Entry { inode: 0, entry_timeout, ..Entry::default() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates by `make`, in the name of the asking user, and looks up the result.
+    fn make(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        umask: u32,
+        make: impl FnOnce(&Node) -> libc::c_int,
+    ) -> io::Result<Entry> {
+        check_name(name)?;
+        let parent = self.node(parent)?;
+        as_user(context.uid, context.gid, umask, || check(make(&parent)))?;
+        let path = open_path(&parent.file, name)?;
+        self.remember(&parent, path)
+    }
+
+    pub(super) fn make_folder(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+    ) -> io::Result<Entry> {
+        self.make(context, parent, name, umask, |parent| {
+            // SAFETY: `name` is terminated and outlives the call.
+            unsafe { libc::mkdirat(parent.file.as_raw_fd(), name.as_ptr(), mode) }
+        })
+    }
+
+    pub(super) fn make_node(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        device: u32,
+        umask: u32,
+    ) -> io::Result<Entry> {
+        // FUSE carries the kernel's 32 bit form: 8 + 12 bits of minor round 12 bits of major.
+        let major = (device >> 8) & 0xfff;
+        let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
+        let device = libc::makedev(major, minor);
+        self.make(context, parent, name, umask, |parent| {
+            // SAFETY: `name` is terminated and outlives the call.
+            unsafe { libc::mknodat(parent.file.as_raw_fd(), name.as_ptr(), mode, device) }
+        })
+    }
+
+    pub(super) fn make_link(
+        &self,
+        context: &Context,
+        target: &CStr,
+        parent: u64,
+        name: &CStr,
+    ) -> io::Result<Entry> {
+        self.make(context, parent, name, 0, |parent| {
+            // SAFETY: both texts are terminated and outlive the call.
+            unsafe { libc::symlinkat(target.as_ptr(), parent.file.as_raw_fd(), name.as_ptr()) }
+        })
+    }
+
+    pub(super) fn hard_link(&self, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        check_name(name)?;
+        let node = self.node(node)?;
+        let parent = self.node(parent)?;
+        let old = descriptor_name(&node.file);
+        // The link followed is the one in /proc, to the node itself, be it a symbolic link or not.
+        // SAFETY: both names are terminated and outlive the call.
+        check(unsafe {
+            libc::linkat(
+                libc::AT_FDCWD,
+                old.as_ptr(),
+                parent.file.as_raw_fd(),
+                name.as_ptr(),
+                libc::AT_SYMLINK_FOLLOW,
+            )
+        })?;
+        let path = open_path(&parent.file, name)?;
+        self.remember(&parent, path)
+    }
+
+    pub(super) fn remove(&self, parent: u64, name: &CStr, flags: libc::c_int) -> io::Result<()> {
+        check_name(name)?;
+        let parent = self.node(parent)?;
+        // SAFETY: `name` is terminated and outlives the call.
+        check(unsafe { libc::unlinkat(parent.file.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+    }
+
+    pub(super) fn move_entry(
+        &self,
+        (from, old): (u64, &CStr),
+        (to, new): (u64, &CStr),
+        flags: u32,
+    ) -> io::Result<()> {
+        check_name(old)?;
+        check_name(new)?;
+        let from = self.node(from)?;
+        let to = self.node(to)?;
+        // SAFETY: both names are terminated and outlive the call. As the user does not matter for
+        // permission here, but owns the whiteout that may be left behind, it stays root as with a
+        // local overlay.
+        check(unsafe {
+            libc::renameat2(
+                from.file.as_raw_fd(),
+                old.as_ptr(),
+                to.file.as_raw_fd(),
+                new.as_ptr(),
+                flags,
+            )
+        })
+        .map(drop)
+    }
+
+    pub(super) fn read_link(&self, node: u64) -> io::Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let mut target = vec![0; libc::PATH_MAX as usize];
+        // SAFETY: the empty name means the descriptor itself; `target` has the room it says.
+        let count = super::system::check_length(unsafe {
+            libc::readlinkat(
+                node.file.as_raw_fd(),
+                c"".as_ptr(),
+                target.as_mut_ptr().cast(),
+                target.len(),
+            )
+        })?;
+        target.truncate(count);
+        Ok(target)
+    }
+
+    pub(super) fn create_file(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        args: CreateIn,
+    ) -> io::Result<(Entry, u64, OpenOptions)> {
+        check_name(name)?;
+        let parent = self.node(parent)?;
+        // Bits the kernel does not know go nowhere: the list in `open_flags` is what passes.
+        let flags = open_flags(args.flags);
+        let create = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        let created = as_user(context.uid, context.gid, args.umask, || {
+            open(&parent.file, name, create, args.mode & 0o7777)
+        });
+        let (path, file) = match created {
+            Ok(file) => (self.path_of(&file)?, file),
+            Err(error)
+                if error.raw_os_error() == Some(libc::EEXIST)
+                    && args.flags.cast_signed() & libc::O_EXCL == 0 =>
+            {
+                // It is there already: look before opening, it may be a device or a FIFO.
+                let path = open_path(&parent.file, name)?;
+                let node = Node::new(path.try_clone()?, &super::Status::of(&path)?);
+                let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+                (path, self.open_node(&node, flags, kill)?)
+            }
+            Err(error) => return Err(error),
+        };
+        let entry = self.remember(&parent, path)?;
+        Ok((entry, self.handles.insert(file), OpenOptions::KEEP_CACHE))
+    }
+
+    /// A nameless file in the folder `header.node`; the answer is that of a create.
+    pub(super) fn create_temporary(
+        &self,
+        header: &Header,
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    ) -> io::Result<Vec<u8>> {
+        let parent = self.node(header.node)?;
+        if !parent.may_be_opened() || parent.is_regular() {
+            return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+        }
+        let flags = open_flags(flags) | libc::O_TMPFILE | (flags.cast_signed() & libc::O_EXCL);
+        let file = as_user(header.uid, header.gid, umask, || {
+            open(&self.descriptors, &descriptor_name(&parent.file), flags, mode & 0o7777)
+        })?;
+        let entry = self.remember(&parent, self.path_of(&file)?)?;
+        let opened = OpenOut {
+            fh: self.handles.insert(file),
+            open_flags: OpenOptions::KEEP_CACHE.bits(),
+            passthrough: 0,
+        };
+        let mut payload = EntryOut::from(entry).as_slice().to_vec();
+        payload.extend_from_slice(opened.as_slice());
+        Ok(payload)
+    }
+
+    /// An `O_PATH` descriptor of an open file.
+    fn path_of(&self, file: &File) -> io::Result<File> {
+        open(&self.descriptors, &descriptor_name(file), libc::O_PATH, 0)
+    }
+
+    /// Opens a node for its content.
+    pub(super) fn open_node(
+        &self,
+        node: &Node,
+        flags: libc::c_int,
+        kill_privileges: bool,
+    ) -> io::Result<File> {
+        // Opening a device would reach the host's device, and opening a FIFO may never return.
+        if !node.may_be_opened() {
+            return Err(io::Error::from_raw_os_error(libc::ENXIO));
+        }
+        without_fsetid(kill_privileges, || {
+            open(&self.descriptors, &descriptor_name(&node.file), flags, 0)
+        })
+    }
+}

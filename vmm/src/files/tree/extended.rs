@@ -1,0 +1,91 @@
+//! Extended attributes, ACLs among them.
+
+use std::ffi::CStr;
+use std::io;
+
+use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
+
+use super::Tree;
+use super::system::{check, check_length, descriptor_name};
+
+/// No attribute, and no list of them, is longer (`XATTR_SIZE_MAX`).
+const LONGEST: u32 = 64 * 1024;
+
+/// What the names of ACLs begin with.
+const ACLS: &[u8] = b"system.posix_acl_";
+
+// The calls follow the link in /proc to the node itself: those that take a descriptor do not take
+// `O_PATH` ones.
+impl Tree {
+    pub(super) fn set_extended(
+        &self,
+        node: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+    ) -> io::Result<()> {
+        let node = self.node(node)?;
+        let path = descriptor_name(&node.file);
+        // SAFETY: both texts are terminated, and the value goes with its length.
+        check(unsafe {
+            libc::setxattr(
+                path.as_ptr(),
+                name.as_ptr(),
+                value.as_ptr().cast(),
+                value.len(),
+                flags.cast_signed(),
+            )
+        })
+        .map(drop)
+    }
+
+    pub(super) fn get_extended(
+        &self,
+        node: u64,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        let node = self.node(node)?;
+        let path = descriptor_name(&node.file);
+        let mut value = vec![0_u8; size.min(LONGEST) as usize];
+        // SAFETY: both texts are terminated, and `value` has the room it says.
+        let count = check_length(unsafe {
+            libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+        });
+        let count = count.map_err(|error| match error.raw_os_error() {
+            // On a file system without ACLs no file has one. The guest's kernel would take the error
+            // for the answer to its permission check.
+            Some(libc::EOPNOTSUPP) if name.to_bytes().starts_with(ACLS) => {
+                io::Error::from_raw_os_error(libc::ENODATA)
+            }
+            _ => error,
+        })?;
+        if size == 0 {
+            return Ok(GetxattrReply::Count(u32::try_from(count).unwrap_or(LONGEST)));
+        }
+        value.truncate(count);
+        Ok(GetxattrReply::Value(value))
+    }
+
+    pub(super) fn list_extended(&self, node: u64, size: u32) -> io::Result<ListxattrReply> {
+        let node = self.node(node)?;
+        let path = descriptor_name(&node.file);
+        let mut names = vec![0_u8; size.min(LONGEST) as usize];
+        // SAFETY: the path is terminated, and `names` has the room it says.
+        let count = check_length(unsafe {
+            libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len())
+        })?;
+        if size == 0 {
+            return Ok(ListxattrReply::Count(u32::try_from(count).unwrap_or(LONGEST)));
+        }
+        names.truncate(count);
+        Ok(ListxattrReply::Names(names))
+    }
+
+    pub(super) fn remove_extended(&self, node: u64, name: &CStr) -> io::Result<()> {
+        let node = self.node(node)?;
+        let path = descriptor_name(&node.file);
+        // SAFETY: both texts are terminated.
+        check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+    }
+}

@@ -1,0 +1,317 @@
+//! The door to fuse-backend-rs: each request, led to the place that answers it.
+
+use std::ffi::CStr;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, WRITE_KILL_PRIV};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+};
+
+use super::Tree;
+
+/// What the guest's kernel is asked to do, as far as it can.
+///
+/// Not among them: locks (they are between the guest's processes, and stay with its kernel), a
+/// write-back cache (what a container wrote is to be on the host with its right time when it ends),
+/// and opening without asking.
+fn wanted() -> FsOptions {
+    FsOptions::ASYNC_READ
+        | FsOptions::ASYNC_DIO
+        | FsOptions::ATOMIC_O_TRUNC
+        | FsOptions::AUTO_INVAL_DATA
+        | FsOptions::BIG_WRITES
+        | FsOptions::CACHE_SYMLINKS
+        | FsOptions::DONT_MASK
+        | FsOptions::DO_READDIRPLUS
+        | FsOptions::HANDLE_KILLPRIV_V2
+        | FsOptions::INIT_EXT
+        | FsOptions::MAX_PAGES
+        | FsOptions::PARALLEL_DIROPS
+        | FsOptions::POSIX_ACL
+        | FsOptions::READDIRPLUS_AUTO
+        | FsOptions::SUBMOUNTS
+}
+
+fn not_known() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOSYS)
+}
+
+impl FileSystem for &Tree {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        // A guest that begins anew knows nothing of what it held.
+        self.destroy();
+        self.submounts.store(capable.contains(FsOptions::SUBMOUNTS), Ordering::Relaxed);
+        Ok(wanted())
+    }
+
+    fn destroy(&self) {
+        self.handles.clear();
+        self.nodes.clear();
+    }
+
+    fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.look_up(parent, name)
+    }
+
+    fn forget(&self, _: &Context, node: u64, count: u64) {
+        self.nodes.forget([(node, count)]);
+    }
+
+    fn batch_forget(&self, _: &Context, requests: Vec<(u64, u64)>) {
+        self.nodes.forget(requests);
+    }
+
+    fn getattr(
+        &self,
+        _: &Context,
+        node: u64,
+        _: Option<u64>,
+    ) -> io::Result<(libc::stat64, Duration)> {
+        self.attributes(node)
+    }
+
+    fn setattr(
+        &self,
+        _: &Context,
+        node: u64,
+        attributes: libc::stat64,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(libc::stat64, Duration)> {
+        self.set_attributes(node, attributes, handle, valid)
+    }
+
+    fn readlink(&self, _: &Context, node: u64) -> io::Result<Vec<u8>> {
+        self.read_link(node)
+    }
+
+    fn symlink(
+        &self,
+        context: &Context,
+        target: &CStr,
+        parent: u64,
+        name: &CStr,
+    ) -> io::Result<Entry> {
+        self.make_link(context, target, parent, name)
+    }
+
+    fn mknod(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        device: u32,
+        umask: u32,
+    ) -> io::Result<Entry> {
+        self.make_node(context, parent, name, mode, device, umask)
+    }
+
+    fn mkdir(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+    ) -> io::Result<Entry> {
+        self.make_folder(context, parent, name, mode, umask)
+    }
+
+    fn unlink(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.remove(parent, name, 0)
+    }
+
+    fn rmdir(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.remove(parent, name, libc::AT_REMOVEDIR)
+    }
+
+    fn rename(
+        &self,
+        _: &Context,
+        from: u64,
+        old: &CStr,
+        to: u64,
+        new: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        self.move_entry((from, old), (to, new), flags)
+    }
+
+    fn link(&self, _: &Context, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.hard_link(node, parent, name)
+    }
+
+    fn open(
+        &self,
+        _: &Context,
+        node: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let (handle, options) = self.open_file(node, flags, fuse_flags)?;
+        Ok((Some(handle), options, None))
+    }
+
+    fn create(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        args: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        let (entry, handle, options) = self.create_file(context, parent, name, args)?;
+        Ok((entry, Some(handle), options, None))
+    }
+
+    fn read(
+        &self,
+        _: &Context,
+        _: u64,
+        handle: u64,
+        writer: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        _: u32,
+    ) -> io::Result<usize> {
+        self.read_file(handle, writer, size, offset)
+    }
+
+    fn write(
+        &self,
+        _: &Context,
+        _: u64,
+        handle: u64,
+        reader: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        from_cache: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        let append = !from_cache && flags.cast_signed() & libc::O_APPEND != 0;
+        self.write_file(handle, reader, size, offset, append, fuse_flags & WRITE_KILL_PRIV)
+    }
+
+    fn flush(&self, _: &Context, _: u64, _: u64, _: u64) -> io::Result<()> {
+        // Nothing is held back here, and the guest does not ask again.
+        Err(not_known())
+    }
+
+    fn fsync(&self, _: &Context, _: u64, data_only: bool, handle: u64) -> io::Result<()> {
+        self.sync_file(handle, data_only)
+    }
+
+    fn fallocate(
+        &self,
+        _: &Context,
+        _: u64,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.allocate(handle, mode, offset, length)
+    }
+
+    fn release(
+        &self,
+        _: &Context,
+        _: u64,
+        _: u32,
+        handle: u64,
+        _: bool,
+        _: bool,
+        _: Option<u64>,
+    ) -> io::Result<()> {
+        self.handles.remove(handle)
+    }
+
+    fn statfs(&self, _: &Context, node: u64) -> io::Result<libc::statvfs64> {
+        self.file_system_status(node)
+    }
+
+    fn setxattr(
+        &self,
+        _: &Context,
+        node: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+    ) -> io::Result<()> {
+        self.set_extended(node, name, value, flags)
+    }
+
+    fn getxattr(
+        &self,
+        _: &Context,
+        node: u64,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        self.get_extended(node, name, size)
+    }
+
+    fn listxattr(&self, _: &Context, node: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.list_extended(node, size)
+    }
+
+    fn removexattr(&self, _: &Context, node: u64, name: &CStr) -> io::Result<()> {
+        self.remove_extended(node, name)
+    }
+
+    fn opendir(&self, _: &Context, node: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        let (handle, options) = self.open_folder(node)?;
+        Ok((Some(handle), options))
+    }
+
+    fn readdir(
+        &self,
+        _: &Context,
+        _: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(handle, size, offset, add)
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Context,
+        node: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list_with_entries(node, handle, size, offset, add)
+    }
+
+    fn fsyncdir(&self, _: &Context, _: u64, data_only: bool, handle: u64) -> io::Result<()> {
+        self.sync_file(handle, data_only)
+    }
+
+    fn releasedir(&self, _: &Context, _: u64, _: u32, handle: u64) -> io::Result<()> {
+        self.handles.remove(handle)
+    }
+
+    fn access(&self, _: &Context, _: u64, _: u32) -> io::Result<()> {
+        // The guest's kernel checks permissions itself, and does not ask again.
+        Err(not_known())
+    }
+
+    fn lseek(&self, _: &Context, _: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        self.seek(handle, offset, whence)
+    }
+}

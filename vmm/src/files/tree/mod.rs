@@ -1,0 +1,134 @@
+//! The file system under the FUSE messages: the shared folder, as a local file system would show it.
+//!
+//! fuse-backend-rs brings a `PassthroughFs` of its own, which is not used: it lets ".." through, leaves
+//! out "." and ".." of listings, keeps a record of every file ever seen (or stops at 255 mounts), and
+//! does not show submounts, umask with default ACLs, temporary files or ranges copied on the host.
+//!
+//! Rules, as the guest is hostile:
+//!
+//! - A name is one component: not empty, ".", "..", and without "/". Every system call takes one such
+//!   name relative to an `O_PATH` descriptor, never follows a symbolic link, and so cannot leave the
+//!   folder.
+//! - Only regular files and folders are ever opened; devices, FIFOs and sockets are the guest's own.
+//! - The permission checks are the guest kernel's (`default_permissions`), as they are against the
+//!   ids it keeps. The server acts with all rights over the folder, with the asking user as the owner
+//!   of what it creates.
+
+mod attribute;
+mod credentials;
+mod data;
+mod directory;
+mod entry;
+mod extended;
+mod file_system;
+mod handle;
+mod node;
+mod system;
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fuse_backend_rs::api::filesystem::Entry;
+
+use super::FilesError;
+use super::message::{Extra, Header};
+use handle::Handles;
+use node::{Node, Nodes};
+use system::Status;
+
+/// How long the guest may believe names and attributes. Long enough that a burst of calls on one
+/// file asks once; short enough that a change made on the host (a mounted volume, a ConfigMap) is
+/// seen as soon as anyone would look.
+const CACHE_TIME: Duration = Duration::from_secs(1);
+
+/// `fuse_attr.flags`: the node is the root of another mount, to be one in the guest as well.
+const ATTRIBUTE_SUBMOUNT: u32 = 1;
+
+/// The shared folder and what the guest holds of it.
+pub struct Tree {
+    nodes: Nodes,
+    handles: Handles,
+    /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
+    descriptors: File,
+    /// Whether the guest makes submounts of its own where ours are.
+    submounts: AtomicBool,
+}
+
+impl Tree {
+    /// Serves `folder`, with the mounts on it at any time.
+    pub fn new(folder: BorrowedFd<'_>) -> Result<Self, FilesError> {
+        let root = system::open_path(folder, c".").map_err(FilesError::Folder)?;
+        let status = Status::of(&root).map_err(FilesError::Folder)?;
+        if !status.is_folder() {
+            return Err(FilesError::Folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
+        }
+        let descriptors = File::open("/proc/self/fd").map_err(FilesError::SetUp)?;
+        Ok(Self {
+            nodes: Nodes::new(Node::new(root, &status)),
+            handles: Handles::default(),
+            descriptors,
+            submounts: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets up the calling thread to serve: once on each, before its first message.
+    pub fn prepare_thread(&self) -> io::Result<()> {
+        credentials::prepare(&self.descriptors)
+    }
+
+    /// Answers a request that fuse-backend-rs does not know; the payload of the answer.
+    pub fn handle_extra(&self, header: &Header, extra: Extra) -> io::Result<Vec<u8>> {
+        match extra {
+            Extra::CopyFileRange { from, to, length } => self.copy_range(from, to, length),
+            Extra::SyncFs => self.sync_file_system(header.node).map(|()| Vec::new()),
+            Extra::TmpFile { flags, mode, umask } => {
+                self.create_temporary(header, flags, mode, umask)
+            }
+        }
+    }
+
+    fn node(&self, number: u64) -> io::Result<Arc<Node>> {
+        self.nodes.get(number)
+    }
+
+    /// Remembers the file behind `path` (`O_PATH`) as one more thing the guest has looked up.
+    fn remember(&self, parent: &Node, path: File) -> io::Result<Entry> {
+        let status = Status::of(&path)?;
+        let mut attr_flags = 0;
+        if status.is_folder()
+            && status.mount != parent.key.mount
+            && self.submounts.load(Ordering::Relaxed)
+        {
+            attr_flags = ATTRIBUTE_SUBMOUNT;
+        }
+        let inode = self.nodes.remember(path, &status);
+        Ok(Entry {
+            inode,
+            generation: 0,
+            attr: status.into(),
+            attr_flags,
+            attr_timeout: CACHE_TIME,
+            entry_timeout: self.entry_time(parent),
+        })
+    }
+
+    /// In the folder's own mount, mounts come and go as containers do: names there are asked for each
+    /// time. Few paths lead through it, as a container's root is a mount below.
+    fn entry_time(&self, parent: &Node) -> Duration {
+        if parent.key.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
+    }
+}
+
+/// One component, and not a way up.
+fn check_name(name: &CStr) -> io::Result<&CStr> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        bytes if bytes.contains(&b'/') => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(name),
+    }
+}

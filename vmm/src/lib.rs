@@ -1,0 +1,15 @@
+//! Husk's virtual machine monitor.
+//!
+//! One binary with two roles, both driven over a control socket (crate `husk-control`):
+//! [`machine`] runs one guest on KVM, [`files`] answers the FUSE requests that the machine carries
+//! out of the guest. This crate is synchronous and knows neither OCI nor containerd.
+
+pub mod arch;
+pub mod bus;
+pub mod devices;
+pub mod files;
+pub mod launcher;
+pub mod machine;
+pub mod probe;
+pub mod vcpu;
+pub mod vm;

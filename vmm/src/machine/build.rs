@@ -1,0 +1,181 @@
+//! Makes a machine out of its configuration and its descriptors.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use husk_control::{BootConfig, Packet, PacketError, Request};
+use slog::{Logger, info};
+
+use super::devices::Devices;
+use super::{EndSignal, EventLoop, Machine};
+use crate::arch::x86_64::{self, BootParams, CommandLineError, MpTableError};
+use crate::bus::BusError;
+use crate::bus::pci::{ConfigSpaceError, PciError};
+use crate::devices::legacy::LimitedLog;
+use crate::devices::virtio::fs::FsError;
+use crate::devices::virtio::transport::pci::TransportError;
+use crate::devices::virtio::vsock::Vsock;
+use crate::vcpu::{BootEntry, VcpuError, VcpuHandle, create_vcpu};
+use crate::vm::{
+    self, GuestMemory, InitrdError, InterruptChips, Kernel, KernelError, Kvm, KvmError, MemoryError,
+};
+
+const MAX_VCPUS: u8 = 32;
+
+/// Why a machine cannot be built. The texts go to the person at the terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A descriptor the message named did not come.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// None or too many.
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    Vcpus(u8),
+    /// The command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initial RAM file system.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// A table in guest memory.
+    #[error("the tables for the guest's start could not be written")]
+    Tables(#[from] vm_memory::GuestMemoryError),
+    /// The MP table.
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    /// The machine's own devices clash.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// A function's configuration space.
+    #[error(transparent)]
+    ConfigSpace(#[from] ConfigSpaceError),
+    /// A virtio device's place on the bus.
+    #[error("a virtio device")]
+    Transport(#[from] TransportError),
+    /// The shared folder.
+    #[error("the shared folder")]
+    Fs(#[from] FsError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A descriptor.
+    #[error("a descriptor could not be made")]
+    Descriptor(#[from] io::Error),
+}
+
+/// The descriptors of a machine.
+pub struct Resources {
+    kvm: OwnedFd,
+    kernel: File,
+    initrd: Option<File>,
+    console: Option<(File, u64)>,
+    shared_folder: Option<(String, Vec<OwnedFd>)>,
+}
+
+impl Resources {
+    /// Takes the descriptors that came with the request.
+    pub fn take(packet: &mut Packet<Request>, config: &BootConfig) -> Result<Self, PacketError> {
+        let mut file = |position| packet.take(position).map(File::from);
+        let kernel = file(config.kernel)?;
+        let initrd = config.initrd.map(&mut file).transpose()?;
+        let console = match &config.console {
+            Some(console) => Some((file(console.log)?, console.limit)),
+            None => None,
+        };
+        let shared_folder = match &config.shared_folder {
+            Some(folder) => {
+                let take = |&position: &usize| packet.take(position);
+                let channels = folder.channels.iter().map(take).collect::<Result<_, _>>()?;
+                Some((folder.tag.clone(), channels))
+            }
+            None => None,
+        };
+        Ok(Self { kvm: packet.take(config.kvm)?, kernel, initrd, console, shared_folder })
+    }
+}
+
+/// Builds the machine; its devices' handlers go into the event loop.
+pub fn build(
+    config: &BootConfig,
+    resources: Resources,
+    vsock: Arc<Mutex<Vsock>>,
+    events: &mut EventLoop,
+    end: Arc<EndSignal>,
+    logger: &Logger,
+) -> Result<Machine, BuildError> {
+    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+        return Err(BuildError::Vcpus(config.vcpus));
+    }
+    x86_64::check_command_line(&config.command_line)?;
+    let kernel = Kernel::open(resources.kernel)?;
+    let memory = vm::allocate(config.memory_mib)?;
+    let entry = load(config, &kernel, resources.initrd, &memory)?;
+    let mut vm = Kvm::new(resources.kvm)?.create_vm(chips(config))?;
+    vm.add_memory(memory.clone())?;
+
+    let mut devices = Devices::new(&end)?;
+    let serial = match resources.console {
+        Some((log, limit)) => Some(devices.add_serial(&vm, LimitedLog::new(log, limit))?),
+        None => None,
+    };
+    let mut virtio = devices.virtio(&vm, memory, events, logger);
+    virtio.add_vsock(vsock.clone())?;
+    let fs = match resources.shared_folder {
+        Some((tag, channels)) => Some(virtio.add_fs(&tag, channels)?),
+        None => None,
+    };
+    virtio.add_rng()?;
+    let shared = Arc::new(devices.finish(&vm, end)?);
+
+    let mut vcpus = Vec::with_capacity(usize::from(config.vcpus));
+    for number in 0..config.vcpus {
+        let fd = create_vcpu(&vm, number, config.vcpus, entry)?;
+        vcpus.push(VcpuHandle::start(fd, number, shared.clone())?);
+    }
+    info!(logger, "machine: built"; "vcpus" => config.vcpus, "memory_mib" => config.memory_mib);
+    Ok(Machine { vcpus, running: Cell::new(false), shared, serial, vsock, fs, _vm: vm })
+}
+
+/// Only the console has an interrupt line.
+fn chips(config: &BootConfig) -> InterruptChips {
+    match config.console {
+        Some(_) => InterruptChips::Pins,
+        None => InterruptChips::None,
+    }
+}
+
+/// Puts kernel, initrd and tables into memory.
+fn load(
+    config: &BootConfig,
+    kernel: &Kernel,
+    initrd: Option<File>,
+    memory: &GuestMemory,
+) -> Result<BootEntry, BuildError> {
+    let size = match &initrd {
+        Some(file) => file.metadata().map_err(InitrdError::Read)?.len(),
+        None => 0,
+    };
+    kernel.load(memory, size)?;
+    let initrd =
+        initrd.map(|file| vm::load_initrd(memory, &file, size, kernel.end())).transpose()?;
+    let params = BootParams { command_line: &config.command_line, initrd };
+    x86_64::write_boot_params(memory, &params)?;
+    x86_64::write_boot_tables(memory)?;
+    x86_64::write_mp_table(memory, config.vcpus, chips(config) == InterruptChips::Pins)?;
+    Ok(BootEntry { address: kernel.entry() })
+}

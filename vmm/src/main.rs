@@ -1,0 +1,75 @@
+//! `husk-vmm`: a machine or a file server, as its first argument says.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Mutex;
+
+use clap::{Parser, Subcommand};
+use husk_control::CONTROL_FD;
+use husk_vmm::launcher::BootOptions;
+use husk_vmm::{files, launcher, machine, probe};
+use slog::{Drain, Level, Logger, error, o};
+
+/// Husk's virtual machine monitor
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Least level of what is logged to standard error: error, warning, info, debug or trace
+    #[arg(long, global = true, default_value = "info", value_parser = level)]
+    log_level: Level,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Run one guest, driven over the control socket (descriptor 3)
+    Machine,
+    /// Serve one folder to a machine, driven over the control socket (descriptor 3)
+    Files,
+    /// Try whether this host's KVM really runs guests
+    Probe,
+    /// Boot a guest without a shim, for developers and benchmarks
+    Boot(BootOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let logger = logger(arguments.log_level);
+    let result = match &arguments.role {
+        Role::Machine => control().and_then(|fd| Ok(machine::run(fd, &logger)?)),
+        Role::Files => control().and_then(|fd| Ok(files::run(fd, &logger)?)),
+        Role::Probe => probe::run().map_err(Into::into),
+        Role::Boot(options) => launcher::boot(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(logger, "husk-vmm: failed"; "error" => format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The control socket, which whoever started this process has left as descriptor 3.
+fn control() -> anyhow::Result<OwnedFd> {
+    // SAFETY: asks for flags of a descriptor by number, whatever it is.
+    if unsafe { libc::fcntl(CONTROL_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        anyhow::bail!("descriptor {CONTROL_FD} is no control socket: the shim starts this program");
+    }
+    // SAFETY: the descriptor is open, as just seen, and nothing in this process knows of it yet.
+    let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
+    debug_assert_eq!(control.as_raw_fd(), CONTROL_FD);
+    Ok(control)
+}
+
+fn logger(level: Level) -> Logger {
+    let drain = slog_json::Json::new(std::io::stderr()).add_default_keys().build();
+    let drain = Mutex::new(drain).filter_level(level).fuse();
+    Logger::root(drain, o!("pid" => std::process::id()))
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    Level::from_str(text).map_err(|()| format!("there is no level {text:?}"))
+}

@@ -1,0 +1,106 @@
+//! Mounts below the folder.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use tempfile::tempdir;
+
+use crate::client::{Server, is_root, terminated, words};
+
+pub fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) {
+    let text = |text: &str| CString::new(text).unwrap();
+    let target = text(target.to_str().unwrap());
+    let (source, kind, data) = (text(source), text(kind), text(data));
+    // SAFETY: all texts are terminated and outlive the call.
+    let result = unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    };
+    assert_eq!(result, 0, "mount: {}", std::io::Error::last_os_error());
+}
+
+/// Gives this thread, and those it starts, mounts of their own.
+pub fn private_mounts() {
+    // SAFETY: takes plain flags.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
+    mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "");
+}
+
+#[test]
+fn mounts_made_later_show_and_are_told_apart() {
+    if !is_root() {
+        return;
+    }
+    private_mounts();
+    let folder = tempdir().unwrap();
+    for name in ["one", "two", "bound", "plain"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("plain/file"), "").unwrap();
+    let mut server = Server::start(folder.path(), 1);
+    let mut client = server.client();
+    let before = client.lookup(1, "one").unwrap();
+    assert_eq!(before.flags, 0);
+    for name in ["one", "two"] {
+        let at = folder.path().join(name);
+        mount("none", &at, "tmpfs", 0, "");
+        std::fs::write(at.join("file"), name).unwrap();
+    }
+    mount(
+        folder.path().join("plain").to_str().unwrap(),
+        &folder.path().join("bound"),
+        "",
+        libc::MS_BIND,
+        "",
+    );
+    let one = client.lookup(1, "one").unwrap();
+    let two = client.lookup(1, "two").unwrap();
+    assert_ne!(one.node, before.node);
+    assert_eq!((one.flags, two.flags), (1, 1), "FUSE_ATTR_SUBMOUNT");
+    let in_one = client.lookup(one.node, "file").unwrap();
+    let in_two = client.lookup(two.node, "file").unwrap();
+    // Two new tmpfs number their files alike: that is what is to be told apart.
+    assert_eq!(in_one.inode, in_two.inode);
+    assert_ne!(in_one.node, in_two.node);
+    let handle = client.open(in_two.node, 0).unwrap();
+    assert_eq!(client.read((in_two.node, handle), 0, 10).unwrap(), b"two");
+    // The same file in two places has two nodes.
+    let plain = client.lookup(1, "plain").unwrap();
+    let bound = client.lookup(1, "bound").unwrap();
+    assert_eq!((plain.flags, bound.flags), (0, 1));
+    let direct = client.lookup(plain.node, "file").unwrap();
+    let through = client.lookup(bound.node, "file").unwrap();
+    assert_eq!(direct.inode, through.inode);
+    assert_ne!(direct.node, through.node);
+    // Read-only mounts refuse, whoever asks.
+    mount(
+        "none",
+        &folder.path().join("bound"),
+        "",
+        libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY,
+        "",
+    );
+    let created = client.create(bound.node, "new", libc::O_RDWR, libc::S_IFREG | 0o600, 0);
+    assert_eq!(created.unwrap_err(), libc::EROFS);
+    assert_eq!(client.open(through.node, libc::O_RDWR), Err(libc::EROFS));
+    client.open(direct.node, libc::O_RDWR).unwrap();
+}
+
+#[test]
+fn without_acls_no_file_has_one() {
+    if !is_root() {
+        return;
+    }
+    private_mounts();
+    let folder = tempdir().unwrap();
+    mount("none", folder.path(), "ramfs", 0, "");
+    let mut server = Server::start(folder.path(), 1);
+    let mut client = server.client();
+    let mut get = |name: &str| {
+        let mut body = words(&[100, 0]);
+        body.extend(terminated(name));
+        client.call(22, 1, &body)
+    };
+    assert_eq!(get("system.posix_acl_access"), Err(libc::ENODATA));
+    assert_eq!(get("system.posix_acl_default"), Err(libc::ENODATA));
+    assert_eq!(get("user.x"), Err(libc::EOPNOTSUPP));
+}
