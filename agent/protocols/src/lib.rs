@@ -1,0 +1,15 @@
+//! The ttrpc contract between the runtime and the agent: see `proto/agent.proto`, which documents
+//! every call and field.
+
+/// The host's vsock port that the agent dials when it is ready; the connection carries the service.
+pub const AGENT_PORT: u32 = 1024;
+
+/// Where the guest mounts the shared folder.
+pub const SHARE_PATH: &str = "/run/husk/share";
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};

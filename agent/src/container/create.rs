@@ -1,0 +1,82 @@
+//! CreateContainer: bundle, streams, helper, relays; undone in reverse if one of them fails.
+
+use std::sync::Arc;
+
+use nix::unistd::Uid;
+use oci_spec::runtime::Spec;
+
+use crate::container::error::{ContainerError, Tried};
+use crate::container::helper::{Console, CreateRequest, Helper};
+use crate::container::lifecycle::Container;
+use crate::container::spec::{self, SpecError};
+use crate::container::{delete, devices, error};
+use crate::host::Host;
+use crate::init::reaper::Reaper;
+use crate::process::{self, Process};
+
+/// Makes the init process of `container`, a new one, from the OCI spec in `json`.
+pub async fn create(
+    container: &Arc<Container>,
+    json: &[u8],
+    streams: process::Request,
+    host: &Host,
+    reaper: &Arc<Reaper>,
+) -> Result<Arc<Process>, ContainerError> {
+    error::check_id(container.id())?;
+    let result = make(container, json, streams, host, reaper).await;
+    if result.is_err() {
+        // What was not made yet is not there to remove; the first error is the one to tell.
+        let _ = delete::clean(container).await;
+    }
+    result
+}
+
+async fn make(
+    container: &Arc<Container>,
+    json: &[u8],
+    streams: process::Request,
+    host: &Host,
+    reaper: &Arc<Reaper>,
+) -> Result<Arc<Process>, ContainerError> {
+    let spec: Spec = serde_json::from_slice(json).map_err(SpecError::Json)?;
+    let plan = spec::adapt(spec, container.cgroup(), streams.terminal)?;
+    let bundle = container.bundle();
+    bundle.make().tried("make the bundle")?;
+    let devices = plan.spec.linux().as_ref().and_then(devices::program);
+    container.cgroup().make(devices.as_deref()).tried("make the cgroup")?;
+    bundle.write("config.json", &plan.spec).tried("write the spec")?;
+
+    let owner = Uid::from_raw(plan.uid);
+    let (stdio, links) = process::open(host, streams, owner).tried("open the streams")?;
+    let console = Console::listen(bundle.path(), streams.terminal).tried("await the terminal")?;
+    let request = CreateRequest {
+        id: container.id().to_owned(),
+        environment: plan.environment,
+        directory: plan.late_directory,
+        early_directory: plan.early_directory,
+        console: console.path(),
+        loopback: plan.new_network,
+    };
+    bundle.write("create.json", &request).tried("write the request")?;
+
+    let hold = reaper.hold();
+    let helper = Helper::spawn("create", bundle.path(), stdio).tried("execute the helper")?;
+    let pid = helper.pid().await?;
+    let master = console.master(owner).tried("receive the terminal")?;
+    links.connected().await.tried("connect the streams")?;
+    let relays = links.relay(master).tried("relay the streams")?;
+
+    let exit = reaper.watch(pid);
+    drop(hold);
+    let (cgroup, shared_pids) = (container.cgroup().clone(), plan.shared_pids);
+    let process = Process::follow(pid, relays, exit, move || {
+        let out_of_memory = cgroup.out_of_memory();
+        if shared_pids {
+            // Without a PID namespace nothing else ends the others; they cannot refuse.
+            let _ = cgroup.kill();
+        }
+        out_of_memory
+    });
+    container.created(Arc::clone(&process));
+    Ok(process)
+}

@@ -1,0 +1,43 @@
+//! `container create`: has libcontainer make a container's init.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sched::{CloneFlags, setns};
+use pathrs::Root;
+
+use crate::container::helper::CreateRequest;
+use crate::container::helper::command::Command;
+use crate::container::helper::report::{Because, Failure, Report};
+use crate::network::loopback_up;
+
+/// Makes the init of the bundle in `directory`; the answer is its process id.
+pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
+    let request = fs::read(directory.join("create.json")).because("read the request")?;
+    let request: CreateRequest = serde_json::from_slice(&request).because("read the request")?;
+    if let Some((base, path)) = &request.early_directory {
+        // If it cannot be made, entering it will say so.
+        let _ = Root::open(base).and_then(|r| r.mkdir_all(path, &Permissions::from_mode(0o755)));
+    }
+    let command = Command::new(request.environment, request.directory, report.clone());
+    let container = ContainerBuilder::new(request.id, SyscallType::default())
+        .with_root_path(directory.join("state"))
+        .because("libcontainer")?
+        .with_console_socket(request.console)
+        .with_executor(command)
+        .as_init(directory)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()
+        .because("libcontainer")?;
+    let pid = container.pid().ok_or_else(|| Failure::other("libcontainer tells no process"))?;
+    if request.loopback {
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).because("network namespace")?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).because("network namespace")?;
+        loopback_up().because("loopback device")?;
+    }
+    Ok(pid.as_raw())
+}

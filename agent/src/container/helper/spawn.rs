@@ -1,0 +1,88 @@
+//! The agent's side of a helper.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::container::error::{ContainerError, Tried};
+use crate::container::helper::report::Message;
+use crate::init::calls;
+use crate::process::Stdio;
+
+/// Larger than the largest report, whose every byte may be escaped in JSON.
+const PACKET: usize = 32 << 10;
+
+/// A helper at work.
+#[derive(Debug)]
+pub struct Helper {
+    reports: AsyncFd<OwnedFd>,
+}
+
+impl Helper {
+    /// Executes the helper for `role` on the request in `directory`. The reaper collects it.
+    pub fn spawn(role: &str, directory: &Path, stdio: Stdio) -> io::Result<Self> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let reports = calls::watch(ours, Interest::READABLE)?;
+        // No other spawn can come in between: the agent has one thread and this does not wait.
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Command::new("/proc/self/exe")
+            .args(["container", role])
+            .arg(directory)
+            .arg(theirs.as_raw_fd().to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(stdio.input)
+            .stdout(stdio.output)
+            .stderr(stdio.error)
+            .spawn()?;
+        Ok(Self { reports })
+    }
+
+    /// The next report; none when all who could report have gone or executed their command.
+    async fn message(&self) -> io::Result<Option<Message>> {
+        let mut packet = vec![0u8; PACKET];
+        loop {
+            let mut ready = self.reports.readable().await?;
+            match recv(self.reports.get_ref().as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return Ok(None),
+                Ok(length) => return Ok(Some(serde_json::from_slice(&packet[..length])?)),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The process that the helper has made.
+    pub async fn pid(&self) -> Result<i32, ContainerError> {
+        match self.message().await.tried("hear the helper")? {
+            Some(Message::Pid(pid)) if pid > 0 => Ok(pid),
+            Some(message) => Err(refusal(message)),
+            None => Err(ContainerError::Helper("the helper ended without an answer".to_owned())),
+        }
+    }
+
+    /// Waits until the process has executed its command.
+    pub async fn executed(&self) -> Result<(), ContainerError> {
+        match self.message().await.tried("hear the process")? {
+            None => Ok(()),
+            Some(message) => Err(refusal(message)),
+        }
+    }
+}
+
+fn refusal(message: Message) -> ContainerError {
+    match message {
+        Message::Failed(failure) if failure.command => ContainerError::Command(failure.text),
+        Message::Failed(failure) => ContainerError::Helper(failure.text),
+        Message::Pid(pid) => ContainerError::Helper(format!("the helper speaks of process {pid}")),
+    }
+}

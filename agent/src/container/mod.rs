@@ -1,0 +1,26 @@
+//! Containers: each has a bundle directory, a cgroup, an init process and exec'd ones.
+//!
+//! ```text
+//! creating ──▶ created ──start──▶ running ──init exits──▶ stopped ──▶ (gone)
+//!                 └──────────────init killed──────────────▶┘
+//! ```
+//!
+//! The making of processes is [`helper`]'s, a process of its own.
+
+mod bundle;
+mod cgroup;
+mod create;
+mod delete;
+mod devices;
+mod error;
+mod exec;
+pub mod helper;
+mod lifecycle;
+mod spec;
+
+pub use cgroup::Cgroup;
+pub use create::create;
+pub use delete::delete;
+pub use error::ContainerError;
+pub use exec::exec;
+pub use lifecycle::Container;

@@ -1,0 +1,65 @@
+//! The way to the host: its vsock ports, or UNIX sockets in a directory for the component tests.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, connect, getsockopt,
+    socket, sockopt::SocketError,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::init::calls;
+
+/// The host's context id, fixed by the vsock protocol.
+const HOST_CID: u32 = 2;
+
+/// How long a connection may take; the host takes or refuses it in microseconds.
+const CONNECT_SECONDS: i64 = 30;
+
+/// Where the host's ports are.
+#[derive(Debug, Clone)]
+pub enum Host {
+    /// The machine's vsock device.
+    Vsock,
+    /// Sockets named by their port.
+    Directory(PathBuf),
+}
+
+impl Host {
+    /// Begins a connection to `port`; [`connected`] waits for it. The descriptor does not block.
+    pub fn dial(&self, port: u32) -> io::Result<OwnedFd> {
+        match self {
+            Host::Vsock => begin(AddressFamily::Vsock, &VsockAddr::new(HOST_CID, port)),
+            Host::Directory(directory) => {
+                let address = UnixAddr::new(&directory.join(port.to_string()))?;
+                begin(AddressFamily::Unix, &address)
+            }
+        }
+    }
+}
+
+fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Stream, flags, None)?;
+    if family == AddressFamily::Vsock {
+        // Without it the kernel's own patience has to do.
+        let _ = calls::be_patient(fd.as_fd(), CONNECT_SECONDS);
+    }
+    match connect(fd.as_raw_fd(), address) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Waits until a dialled socket is connected, or says why it cannot be.
+pub async fn connected(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    // The readiness stays set: the first write finds it.
+    let _ready = socket.writable().await?;
+    match getsockopt(socket.get_ref(), SocketError)? {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}

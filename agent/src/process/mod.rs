@@ -1,0 +1,11 @@
+//! Processes: their exits, their signals, and the relays between their standard streams and the
+//! host.
+
+mod follow;
+mod inlet;
+mod outlet;
+mod stdio;
+mod terminal;
+
+pub use follow::{Process, SignalError};
+pub use stdio::{Request, Stdio, open};

@@ -1,0 +1,105 @@
+//! From a process's pipe to the host: bytes are spliced, never seen by the agent, and counted.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use std::os::fd::AsRawFd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+use crate::init::calls;
+
+/// At most this much in one splice; the pipe holds less.
+const CHUNK: usize = 1 << 20;
+
+/// A running relay; dropping it closes both ends.
+#[derive(Debug)]
+pub struct Outlet {
+    forwarded: Arc<AtomicU64>,
+    // The task owns the pipe: when it ends early the process must see a broken pipe.
+    pipe: Weak<AsyncFd<OwnedFd>>,
+    task: JoinHandle<()>,
+}
+
+impl Outlet {
+    /// Relays from the non-blocking `pipe` to the connected `socket` until the pipe's last writer
+    /// is gone or the host hangs up.
+    pub fn start(pipe: OwnedFd, socket: AsyncFd<OwnedFd>) -> io::Result<Self> {
+        let pipe = Arc::new(calls::watch(pipe, Interest::READABLE)?);
+        let forwarded = Arc::new(AtomicU64::new(0));
+        let (weak, counter) = (Arc::downgrade(&pipe), Arc::clone(&forwarded));
+        let task = tokio::spawn(async move {
+            let end = forward(&pipe, &socket, &counter).await;
+            drop(pipe);
+            if end.is_ok() {
+                linger(&socket).await;
+            }
+        });
+        Ok(Self { forwarded, pipe: weak, task })
+    }
+
+    /// Bytes the process has written: forwarded, and waiting in the pipe.
+    pub fn produced(&self) -> u64 {
+        let waiting = self.pipe.upgrade().map_or(0, |pipe| waiting(&pipe));
+        self.forwarded.load(Ordering::Relaxed) + waiting
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn waiting(pipe: &AsyncFd<OwnedFd>) -> u64 {
+    rustix::io::ioctl_fionread(pipe.get_ref()).unwrap_or(0)
+}
+
+async fn forward(
+    pipe: &AsyncFd<OwnedFd>,
+    socket: &AsyncFd<OwnedFd>,
+    forwarded: &AtomicU64,
+) -> io::Result<()> {
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+    loop {
+        match splice(pipe.get_ref(), None, socket.get_ref(), None, CHUNK, flags) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                forwarded.fetch_add(count as u64, Ordering::Relaxed);
+                tokio::task::consume_budget().await;
+            }
+            Err(Errno::EINTR) => {}
+            // The side that blocks is the pipe if nothing is in it. Readiness is taken back before
+            // the next try, so what comes in between is seen by it.
+            Err(Errno::EAGAIN) if waiting(pipe) == 0 => pipe.readable().await?.clear_ready(),
+            Err(Errno::EAGAIN) => socket.writable().await?.clear_ready(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Says that no more will come, and keeps the socket until the host has closed its end: closing at
+/// once could overtake the last bytes.
+pub async fn linger(socket: &AsyncFd<OwnedFd>) {
+    if shutdown(socket.get_ref().as_raw_fd(), Shutdown::Write).is_err() {
+        return;
+    }
+    let mut sink = [0u8; 512];
+    loop {
+        match recv(socket.get_ref().as_raw_fd(), &mut sink, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) => match socket.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return,
+            },
+            Ok(count) if count > 0 => tokio::task::consume_budget().await,
+            Err(Errno::EINTR) => {}
+            _ => return,
+        }
+    }
+}

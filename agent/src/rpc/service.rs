@@ -1,0 +1,197 @@
+//! Each call of the contract: from the wire's types to the agent's, and back.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use husk_agent_protocols::agent::{
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecProcessRequest,
+    ExecProcessResponse, ListProcessesResponse, ProcessEntry, ProcessRequest,
+    ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+    Streams, WaitProcessResponse,
+};
+use husk_agent_protocols::agent_ttrpc::Agent;
+use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::{Code, Result};
+
+use crate::container::{Container, ContainerError};
+use crate::process::{self, Process, SignalError};
+use crate::rpc::status::status;
+use crate::sandbox::{Sandbox, Setup};
+
+/// The contract's server.
+pub struct Service {
+    sandbox: Arc<Sandbox>,
+}
+
+impl Service {
+    /// Serves `sandbox`.
+    pub fn new(sandbox: Arc<Sandbox>) -> Self {
+        Self { sandbox }
+    }
+
+    fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>> {
+        Ok(self.sandbox.container(container)?.process(exec)?)
+    }
+
+    fn started(&self) -> Result<()> {
+        match self.sandbox.started() {
+            true => Ok(()),
+            false => Err(status(Code::FAILED_PRECONDITION, "the sandbox has not been started")),
+        }
+    }
+}
+
+fn streams(streams: &Streams) -> process::Request {
+    process::Request {
+        input: streams.stdin_port,
+        output: streams.stdout_port,
+        error: streams.stderr_port,
+        terminal: streams.terminal,
+        rows: size(streams.rows),
+        columns: size(streams.columns),
+    }
+}
+
+/// No terminal is larger.
+fn size(characters: u32) -> u16 {
+    u16::try_from(characters).unwrap_or(u16::MAX)
+}
+
+/// Signals every process of the container.
+fn signal_all(container: &Container, signal: u32) -> Result<()> {
+    container.cgroup().signal(signal).map_err(|error| {
+        ContainerError::Signal(match error.raw_os_error() {
+            Some(libc::EINVAL) => SignalError::Unknown(signal),
+            _ => SignalError::Kernel(error),
+        })
+        .into()
+    })
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn start_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: StartSandboxRequest,
+    ) -> Result<StartSandboxResponse> {
+        self.sandbox.start(&Setup {
+            hostname: request.hostname,
+            clock: request.clock_nanoseconds,
+            entropy: request.entropy,
+            share: request.share_tag,
+            parameters: request.sysctls,
+        })?;
+        let name = nix::sys::utsname::uname().map_err(|e| status(Code::INTERNAL, e))?;
+        let mut response = StartSandboxResponse::new();
+        response.kernel_release = name.release().to_string_lossy().into_owned();
+        Ok(response)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
+        self.sandbox.ask_end();
+        Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse> {
+        self.started()?;
+        let streams = streams(&request.streams);
+        let init = self.sandbox.create(&request.container_id, &request.spec, streams).await?;
+        let mut response = CreateContainerResponse::new();
+        response.pid = init.pid();
+        Ok(response)
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Result<Empty> {
+        self.sandbox.container(&request.container_id)?.start()?;
+        Ok(Empty::new())
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Result<Empty> {
+        self.sandbox.delete(&request.container_id).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> Result<ExecProcessResponse> {
+        let streams = streams(&request.streams);
+        let (container, exec) = (&request.container_id, &request.exec_id);
+        let process = self.sandbox.exec(container, exec, &request.process, streams).await?;
+        let mut response = ExecProcessResponse::new();
+        response.pid = process.pid();
+        Ok(response)
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> Result<WaitProcessResponse> {
+        let exited = self.process(&request.container_id, &request.exec_id)?.wait().await;
+        let mut response = WaitProcessResponse::new();
+        response.exit_status = exited.exit.status;
+        response.exited_at_nanoseconds = exited.exit.at;
+        response.stdout_bytes = exited.output;
+        response.stderr_bytes = exited.error;
+        response.oom_killed = exited.out_of_memory;
+        Ok(response)
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> Result<Empty> {
+        if request.all {
+            signal_all(&*self.sandbox.container(&request.container_id)?, request.signal)?;
+        } else {
+            let process = self.process(&request.container_id, &request.exec_id)?;
+            process.signal(request.signal).map_err(ContainerError::Signal)?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Result<Empty> {
+        self.sandbox.container(&request.container_id)?.delete_process(&request.exec_id)?;
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> Result<ListProcessesResponse> {
+        let processes = self.sandbox.container(&request.container_id)?.processes()?;
+        let mut response = ListProcessesResponse::new();
+        response.processes = processes
+            .into_iter()
+            .map(|(pid, exec_id)| ProcessEntry { pid, exec_id, ..Default::default() })
+            .collect();
+        Ok(response)
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRequest) -> Result<Empty> {
+        self.process(&request.container_id, &request.exec_id)?.close_input();
+        Ok(Empty::new())
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> Result<Empty> {
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        match process.resize(size(request.rows), size(request.columns)) {
+            Ok(true) => Ok(Empty::new()),
+            Ok(false) => Err(status(Code::FAILED_PRECONDITION, "the process has no terminal")),
+            Err(error) => Err(status(Code::UNKNOWN, format!("resize the terminal: {error}"))),
+        }
+    }
+}

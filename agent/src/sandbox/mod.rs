@@ -1,0 +1,7 @@
+//! The sandbox: what all containers of the guest share, and the list of them.
+
+mod registry;
+mod start;
+
+pub use registry::Sandbox;
+pub use start::{Setup, StartError};

@@ -1,0 +1,153 @@
+//! The sandbox and its containers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use slog::{Logger, info, warn};
+use tokio::sync::watch;
+
+use crate::container::{self, Cgroup, Container, ContainerError};
+use crate::host::Host;
+use crate::init::reaper::Reaper;
+use crate::process::{self, Process};
+use crate::sandbox::start::{self, Setup, StartError};
+
+/// How long all containers together may take to end at the end.
+const END_LIMIT: Duration = Duration::from_secs(3);
+
+/// All that the agent holds.
+pub struct Sandbox {
+    log: Logger,
+    host: Host,
+    reaper: Arc<Reaper>,
+    started: AtomicBool,
+    ending: watch::Sender<bool>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+}
+
+impl Sandbox {
+    /// A sandbox that waits to be started.
+    pub fn new(log: Logger, host: Host, reaper: Arc<Reaper>) -> Arc<Self> {
+        Arc::new(Self {
+            log,
+            host,
+            reaper,
+            started: AtomicBool::new(false),
+            ending: watch::Sender::new(false),
+            containers: Mutex::default(),
+        })
+    }
+
+    /// Sets up what the containers share.
+    pub fn start(&self, setup: &Setup) -> Result<(), StartError> {
+        if self.started.swap(true, Ordering::Relaxed) {
+            return Err(StartError::Twice);
+        }
+        let started = start::start(setup, matches!(self.host, Host::Vsock));
+        match &started {
+            Ok(()) => info!(self.log, "sandbox: started"),
+            Err(error) => warn!(self.log, "sandbox: cannot start"; "error" => %error),
+        }
+        started
+    }
+
+    /// Whether [`Sandbox::start`] was called.
+    pub fn started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the end; [`Sandbox::ending`] tells those who wait for it.
+    pub fn ask_end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// Waits until the end is asked for.
+    pub async fn ending(&self) {
+        // The sender is a part of self, so this ends only when it is true.
+        let _ = self.ending.subscribe().wait_for(|ending| *ending).await;
+    }
+
+    /// Ends every container.
+    pub async fn end(&self) {
+        let all = Cgroup::all();
+        let ended = async {
+            all.kill()?;
+            all.emptied().await
+        };
+        match tokio::time::timeout(END_LIMIT, ended).await {
+            Ok(Ok(())) => info!(self.log, "sandbox: ended"),
+            Ok(Err(error)) => warn!(self.log, "sandbox: containers are left"; "error" => %error),
+            Err(_) => warn!(self.log, "sandbox: containers are left"; "error" => "they do not end"),
+        }
+        if matches!(self.host, Host::Directory(_)) {
+            // In a guest the machine goes, here the machine stays.
+            let containers: Vec<_> = self.containers().values().cloned().collect();
+            for container in containers {
+                let _ = container.cgroup().remove().await;
+            }
+            let _ = all.remove().await;
+        }
+    }
+
+    /// Creates a container under a new id.
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &[u8],
+        streams: process::Request,
+    ) -> Result<Arc<Process>, ContainerError> {
+        let container = Arc::new(Container::new(id));
+        {
+            let mut containers = self.containers();
+            if containers.contains_key(id) {
+                return Err(ContainerError::Exists(format!("container {id}")));
+            }
+            containers.insert(id.to_owned(), Arc::clone(&container));
+        }
+        let created = container::create(&container, spec, streams, &self.host, &self.reaper).await;
+        match &created {
+            Ok(init) => info!(self.log, "container: created"; "id" => id, "pid" => init.pid()),
+            Err(error) => {
+                self.containers().remove(id);
+                info!(self.log, "container: not created"; "id" => id, "error" => %error);
+            }
+        }
+        created
+    }
+
+    /// Adds a process to a running container.
+    pub async fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &[u8],
+        streams: process::Request,
+    ) -> Result<Arc<Process>, ContainerError> {
+        let container = self.container(id)?;
+        container::exec(&container, exec, process, streams, &self.host, &self.reaper).await
+    }
+
+    /// Removes a container.
+    pub async fn delete(&self, id: &str) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        let deleted = container::delete(&container).await;
+        // One that could not be removed whole cannot be used any more either.
+        if !matches!(deleted, Err(ContainerError::State { .. })) {
+            self.containers().remove(id);
+        }
+        deleted
+    }
+
+    /// The container of an id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
+        let found = self.containers().get(id).cloned();
+        let short = || id.chars().take(128).collect::<String>();
+        found.ok_or_else(|| ContainerError::NotFound(format!("container {}", short())))
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,339 @@
+//! The agent without a guest: PID 1 of a PID namespace, its host's ports UNIX sockets in a
+//! directory, busybox as the containers' root. Needs root and cgroup v2's file system.
+
+mod harness;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use harness::{Agent, Ran, skip};
+use serde_json::{Value, json};
+use ttrpc::Code;
+
+/// Runs `script` in a shell in a container of its own.
+async fn shell(agent: &Agent, script: &str, change: impl FnOnce(&mut Value)) -> Result<Ran> {
+    agent
+        .run(|spec| {
+            spec["process"]["args"] = json!(["sh", "-c", script]);
+            change(spec);
+        })
+        .await
+}
+
+macro_rules! component {
+    ($(#[$doc:meta])* async fn $name:ident($agent:ident: &Agent) $body:block) => {
+        $(#[$doc])*
+        #[test]
+        fn $name() -> Result<()> {
+            if skip() {
+                return Ok(());
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let agent = Agent::start().await?;
+                {
+                    let $agent = &agent;
+                    $body
+                }
+                agent.end().await
+            })
+        }
+    };
+}
+
+component! {
+    async fn exit_status_and_streams(agent: &Agent) {
+        let ran = shell(agent, "echo out; echo err >&2; exit 7", |_| {}).await?;
+        assert_eq!((ran.output(), ran.error(), ran.status), ("out\n", "err\n", 7));
+        assert_eq!((ran.output_bytes, ran.error_bytes), (4, 4));
+        let container = agent.create("signals", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
+        agent.start_container("signals").await?;
+        agent.signal("signals", "", 9, false).await?;
+        assert_eq!(agent.finish(container).await?.status, 137);
+    }
+}
+
+component! {
+    async fn standard_input_is_fed_and_closed(agent: &Agent) {
+        let mut container = agent.create("cat", |s| s["process"]["args"] = json!(["cat"])).await?;
+        agent.start_container("cat").await?;
+        let fed: Vec<u8> = (0..3 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+        container.feed(&fed).await?;
+        container.close();
+        let ran = agent.finish(container).await?;
+        assert!(ran.output == fed);
+        assert_eq!((ran.status, ran.output_bytes), (0, 3 << 20));
+        // Without an end from the host, CloseStdin is one.
+        let mut container = agent.create("wc", |s| s["process"]["args"] = json!(["wc", "-c"])).await?;
+        agent.start_container("wc").await?;
+        container.feed(b"12345").await?;
+        agent.close_input("wc", "").await?;
+        assert_eq!(agent.finish(container).await?.output(), "5\n");
+    }
+}
+
+component! {
+    async fn output_is_complete_and_counted(agent: &Agent) {
+        let ran = shell(agent, "head -c 20000000 /dev/zero; echo end", |_| {}).await?;
+        assert_eq!(ran.output.len(), 20_000_004);
+        assert_eq!(ran.output_bytes, 20_000_004);
+        assert!(ran.output.ends_with(b"end\n"));
+    }
+}
+
+component! {
+    async fn identity_and_limits(agent: &Agent) {
+        let script = "id -u; id -g; id -G; umask; pwd; hostname; ulimit -n; \
+            grep -E '^(Cap|NoNew|Seccomp:)' /proc/self/status; cat /proc/self/oom_score_adj; \
+            grep SigBlk /proc/self/status; grep SigIgn /proc/self/status; grep ^0:: /proc/self/cgroup; echo $$";
+        let ran = shell(agent, script, |s| {
+            s["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o27});
+            s["process"]["cwd"] = json!("/made/here");
+            s["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 512, "soft": 256}]);
+            s["process"]["oomScoreAdj"] = json!(123);
+            s["process"]["capabilities"]["ambient"] = json!(["CAP_KILL"]);
+            s["process"]["capabilities"]["inheritable"] = json!(["CAP_KILL"]);
+        }).await?;
+        let expected = "1000\n1001\n1001 5 7\n0027\n/made/here\nbox\n256\n\
+            CapInh:\t0000000000000020\nCapPrm:\t0000000000000020\nCapEff:\t0000000000000020\n\
+            CapBnd:\t0000000000000021\nCapAmb:\t0000000000000020\nNoNewPrivs:\t1\nSeccomp:\t2\n123\n\
+            SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n0::/\n1\n";
+        assert_eq!(ran.output(), expected, "{}", ran.error());
+    }
+}
+
+component! {
+    async fn arguments_and_environment_arrive(agent: &Agent) {
+        let long = "x".repeat(100 << 10);
+        let ran = agent.run(|s| {
+            s["process"]["args"] = json!(["sh", "-c", "printf '<%s>' \"$@\"; echo ${#LONG}; env | cut -c1-9", "0", "a b", "c\nd", ""]);
+            s["process"]["env"] = json!(["B=2", "PATH=/bin", format!("LONG={long}"), "A=1", "B=3"]);
+        }).await?;
+        let end = ran.output().split_once("102400\n").map(|(_, end)| end.to_owned());
+        assert!(ran.output().starts_with("<a b><c\nd><>102400\n"), "{}", ran.error());
+        let variables = end.unwrap_or_default();
+        for variable in ["B=3\n", "PATH=/bin\n", "A=1\n", "HOME=/\n"] {
+            assert!(variables.contains(variable), "{variables}");
+        }
+        assert!(!variables.contains("B=2"));
+    }
+}
+
+component! {
+    async fn mounts_are_as_asked(agent: &Agent) {
+        std::fs::create_dir(agent.path("bound"))?;
+        std::fs::write(agent.path("bound/file"), "content")?;
+        let script = "cat /bound/file /one; touch /bound/new 2>&1; echo more >> /one; touch /root-file 2>&1; \
+            ls /dev | tr '\\n' ' '; cat /proc/kcore | wc -c; echo x 2>&1 > /proc/sys/kernel/domainname; \
+            grep -E ' (/tmp|/dev/mqueue|/sys/fs/cgroup|/dev/shm) ' /proc/mounts | cut -d' ' -f2,3; \
+            ls /sys/fs/cgroup/cgroup.procs; ls /sys/firmware | wc -w; ifconfig lo | grep -c UP";
+        let bound = agent.path("bound").display().to_string();
+        let ran = shell(agent, script, |s| {
+            s["root"]["readonly"] = json!(true);
+            let mounts = s["mounts"].as_array_mut().expect("mounts");
+            mounts.push(json!({"destination": "/bound", "source": bound, "type": "bind", "options": ["rbind", "ro"]}));
+            mounts.push(json!({"destination": "/one", "source": format!("{bound}/file"), "options": ["bind", "rw"]}));
+            mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=1777", "nosuid"]}));
+        }).await?;
+        let output = ran.output();
+        assert!(output.starts_with("contentcontenttouch: /bound/new: Read-only file system\ntouch: /root-file: Read-only file system\n"), "{output}{}", ran.error());
+        let listed = output.lines().nth(2).unwrap_or_default();
+        for name in ["fd", "full", "mqueue", "null", "ptmx", "pts", "shm", "stdout", "tty", "zero"] {
+            assert!(listed.split(' ').any(|l| l == name), "{name}: {output}");
+        }
+        assert!(output.contains("/tmp tmpfs\n") && output.contains("/sys/fs/cgroup cgroup2\n"), "{output}");
+        assert!(output.ends_with("/sys/fs/cgroup/cgroup.procs\n0\n1\n"), "{output}");
+        assert_eq!(std::fs::read_to_string(agent.path("bound/file"))?, "contentmore\n");
+    }
+}
+
+component! {
+    async fn devices_are_the_usual_ones(agent: &Agent) {
+        let script = "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
+            echo x > /dev/null && head -c 3 /dev/zero | wc -c; mknod /tmp/mem c 1 1; cat /tmp/mem 2>&1 | head -c 60; \
+            stat -c '%a %t %T' /dev/null";
+        let ran = shell(agent, script, |s| {
+            for set in ["bounding", "effective", "permitted"] {
+                s["process"]["capabilities"][set] = json!(["CAP_MKNOD", "CAP_SYS_RAWIO", "CAP_DAC_OVERRIDE"]);
+            }
+        }).await?;
+        assert_eq!(ran.output(), "3\ncat: can't open '/tmp/mem': Operation not permitted\n666 1 3\n", "{}", ran.error());
+    }
+}
+
+component! {
+    async fn limits_hold_and_are_told(agent: &Agent) {
+        let controllers = std::fs::read_to_string(agent.guest_path("/sys/fs/cgroup/cgroup.controllers"))?;
+        if !["cpu", "memory", "pids"].iter().all(|c| controllers.split_whitespace().any(|k| k == *c)) {
+            eprintln!("skipped: this machine's cgroup v2 has no controllers");
+        } else {
+        let limits = json!({"memory": {"limit": 16 << 20}, "pids": {"limit": 50}, "cpu": {"quota": 50000, "period": 100_000}});
+        let ran = shell(agent, "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max", |s| {
+            s["linux"]["resources"] = limits.clone();
+        }).await?;
+        assert_eq!((ran.output(), ran.out_of_memory), ("16777216\n50\n50000 100000\n", false));
+        let ran = agent.run(|s| {
+            s["process"]["args"] = json!(["tail", "-c", "100000000", "/dev/zero"]);
+            s["linux"]["resources"] = limits.clone();
+        }).await?;
+        assert_eq!((ran.status, ran.out_of_memory), (137, true));
+        }
+    }
+}
+
+component! {
+    async fn commands_that_cannot_be_are_refused_as_by_runc(agent: &Agent) {
+        std::fs::write(agent.path("rootfs/plain"), "text")?;
+        for (command, text) in [
+            ("nosuch", "exec: \"nosuch\": executable file not found in $PATH"),
+            ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
+            ("/plain", "exec: \"/plain\": permission denied"),
+        ] {
+            let refused = agent.run(|s| s["process"]["args"] = json!([command])).await;
+            let (code, message) = harness::refusal(refused);
+            assert_eq!(code, Code::UNKNOWN);
+            assert_eq!(message, format!("unable to start container process: {text}"));
+        }
+    }
+}
+
+component! {
+    async fn wrong_calls_get_their_codes(agent: &Agent) {
+        let code = |result: Result<Ran>| harness::refusal(result).0;
+        assert_eq!(code(agent.run(|s| s["process"]["args"] = json!([])).await), Code::INVALID_ARGUMENT);
+        let held = agent.create("held", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
+        assert_eq!(harness::refusal(agent.create("held", |_| {}).await).0, Code::ALREADY_EXISTS);
+        assert_eq!(harness::refusal(agent.start_container("other").await).0, Code::NOT_FOUND);
+        agent.start_container("held").await?;
+        assert_eq!(harness::refusal(agent.start_container("held").await).0, Code::FAILED_PRECONDITION);
+        assert_eq!(harness::refusal(agent.delete("held").await).0, Code::FAILED_PRECONDITION);
+        assert_eq!(harness::refusal(agent.signal("held", "", 99, false).await).0, Code::INVALID_ARGUMENT);
+        agent.signal("held", "", 9, true).await?;
+        agent.wait("held", "").await?;
+        assert_eq!(harness::refusal(agent.signal("held", "", 9, false).await).0, Code::NOT_FOUND);
+        drop(held);
+        agent.delete("held").await?;
+        // One that was never started goes too.
+        drop(agent.create("held", |_| {}).await?);
+        agent.delete("held").await?;
+        assert_eq!(harness::refusal(agent.delete("held").await).0, Code::NOT_FOUND);
+    }
+}
+
+component! {
+    async fn exec_joins_the_container(agent: &Agent) {
+        let held = agent.create("box", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
+        agent.start_container("box").await?;
+        let script = "echo $0; id -u; pwd; hostname; grep -E '^(CapEff|CapBnd|NoNew|Seccomp:)' /proc/self/status; cat /proc/1/cmdline | tr '\\0' ' '; grep ^0:: /proc/self/cgroup; exit 3";
+        let ran = agent.exec("box", "one", |p| p["args"] = json!(["sh", "-c", script, "name"])).await?;
+        let expected = "name\n0\n/\nbox\nCapEff:\t0000000000000021\nCapBnd:\t0000000000000021\n\
+            NoNewPrivs:\t1\nSeccomp:\t2\nsleep 50 0::/\n";
+        assert_eq!((ran.output(), ran.status), (expected, 3), "{}", ran.error());
+        // Without no-new-privileges the profile is loaded all the same, and a user can be another.
+        let ran = agent.exec("box", "two", |p| {
+            p["args"] = json!(["sh", "-c", "id -u; grep -E '^(CapEff|NoNew|Seccomp:)' /proc/self/status; ln -s a /tmp/denied 2>&1"]);
+            p["noNewPrivileges"] = json!(false);
+            p["user"] = json!({"uid": 9, "gid": 9});
+        }).await?;
+        assert_eq!(ran.output(), "9\nCapEff:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t2\nln: /tmp/denied: Function not implemented\n");
+        let (code, text) = harness::refusal(agent.exec("box", "three", |p| p["args"] = json!(["nosuch"])).await);
+        assert_eq!(code, Code::UNKNOWN);
+        assert_eq!(text, "unable to start container process: exec: \"nosuch\": executable file not found in $PATH");
+        let (_, text) = harness::refusal(agent.exec("box", "four", |p| p["cwd"] = json!("/nosuch")).await);
+        assert!(text.ends_with("chdir to cwd (\"/nosuch\") set in config.json failed: no such file or directory"), "{text}");
+        // While it runs it is listed under its name.
+        let mut running = agent.begin_exec("box", "five", |p| p["args"] = json!(["cat"])).await?;
+        let listed = agent.list("box").await?;
+        assert_eq!(listed.len(), 2);
+        assert!(listed.iter().any(|(_, name)| name == "five"));
+        assert_eq!(harness::refusal(agent.delete_exec("box", "five").await).0, Code::FAILED_PRECONDITION);
+        running.feed(b"fed").await?;
+        running.close();
+        assert_eq!(agent.finish(running).await?.output(), "fed");
+        agent.signal("box", "", 15, true).await?;
+        agent.signal("box", "", 9, false).await?;
+        assert_eq!(agent.finish(held).await?.status, 137);
+    }
+}
+
+component! {
+    async fn many_short_processes_at_once(agent: &Agent) {
+        let held = agent.create("box", |s| s["process"]["args"] = json!(["sleep", "500"])).await?;
+        agent.start_container("box").await?;
+        for round in 0..5 {
+            let runs = (0..8u32).map(|n| async move {
+                let script = format!("echo {n}; exit {n}");
+                let id = format!("r{round}n{n}");
+                agent.exec("box", &id, |p| p["args"] = json!(["sh", "-c", script])).await
+            });
+            for (n, ran) in (0..8u32).zip(futures::future::join_all(runs).await) {
+                let ran = ran?;
+                assert_eq!((ran.output(), ran.status), (format!("{n}\n").as_str(), n));
+                assert_eq!(ran.output_bytes, 2);
+            }
+        }
+        agent.signal("box", "", 9, false).await?;
+        assert_eq!(agent.finish(held).await?.status, 137);
+    }
+}
+
+component! {
+    async fn terminals_are_terminals(agent: &Agent) {
+        let mut container = agent.create_on_terminal("tty", |s| {
+            s["process"]["args"] = json!(["sh", "-c", "tty; stty size; read line; echo \"<$line>\"; test -t 2 && echo yes"]);
+        }).await?;
+        agent.start_container("tty").await?;
+        container.feed(b"typed\n").await?;
+        let ran = agent.finish(container).await?;
+        // The echo of what is typed comes whenever it is typed.
+        let output = ran.output().replacen("typed\r\n", "", 1);
+        assert!(output.starts_with("/dev/"), "{output}");
+        let (_, rest) = output.split_once("\r\n").unwrap_or_default();
+        assert_eq!(rest, "40 100\r\n<typed>\r\nyes\r\n");
+        assert_eq!(usize::try_from(ran.output_bytes)?, ran.output.len());
+    }
+}
+
+component! {
+    async fn background_children_keep_writing(agent: &Agent) {
+        let container = agent.create("back", |s| {
+            s["process"]["args"] = json!(["sh", "-c", "(sleep 0.2; echo late) & echo early; exec sleep 0.4"]);
+        }).await?;
+        agent.start_container("back").await?;
+        let ran = agent.finish(container).await?;
+        assert_eq!(ran.output(), "early\nlate\n");
+    }
+}
+
+component! {
+    async fn nothing_is_left_behind(agent: &Agent) {
+        for _ in 0..3 {
+            assert_eq!(shell(agent, "mkdir /sys/fs/cgroup/x; sleep 100 & exit 0", |_| {}).await?.status, 0);
+        }
+        let left: Vec<_> = std::fs::read_dir(agent.guest_path("/sys/fs/cgroup/husk"))?
+            .filter_map(|e| e.ok().filter(|e| e.path().is_dir()).map(|e| e.path()))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(std::fs::read_dir(agent.guest_path("/run/husk-agent"))?.count(), 0);
+        assert_eq!(agent.descriptors()?, agent.descriptors_at_start);
+    }
+}
+
+component! {
+    /// Says how long each step takes; in the test machine with one instruction a nanosecond, how
+    /// many instructions.
+    async fn steps_are_timed(agent: &Agent) {
+        for _ in 0..3 {
+            let begin = Instant::now();
+            let held = agent.create("timed", |_| {}).await?;
+            let created = begin.elapsed();
+            agent.start_container("timed").await?;
+            agent.wait("timed", "").await?;
+            let waited = begin.elapsed() - created;
+            let ran = agent.finish(held).await?;
+            let deleted = begin.elapsed() - waited - created;
+            assert_eq!(ran.status, 0);
+            println!("create {created:?}, start to exit {waited:?}, delete {deleted:?}");
+        }
+    }
+}
