@@ -1,0 +1,188 @@
+//! One method per call of the contract, with its deadline.
+
+use std::time::Duration;
+
+use husk_agent_protocols::agent::{
+    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse,
+    ProcessRequest, ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest,
+    StartSandboxResponse, WaitProcessResponse,
+};
+use husk_agent_protocols::agent_ttrpc;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::{Context, with_duration};
+pub use ttrpc::proto::Code;
+
+/// For calls that only look something up or pass a signal on.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// For calls that start or end processes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Longer texts of the guest's are cut.
+const LONGEST_TEXT: usize = 4096;
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent answered with an error.
+    #[error("{message}")]
+    Refused {
+        /// Its gRPC code.
+        code: Code,
+        /// Its text.
+        message: String,
+    },
+    /// No answer in time.
+    #[error("the agent did not answer in time")]
+    Silent,
+    /// The connection is gone, or what came over it was no answer.
+    #[error("the connection to the agent broke: {0}")]
+    Lost(String),
+}
+
+impl From<ttrpc::Error> for AgentError {
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => {
+                let code = status.code.enum_value().unwrap_or(Code::UNKNOWN);
+                if code == Code::DEADLINE_EXCEEDED {
+                    return Self::Silent;
+                }
+                let message = status.message.chars().take(LONGEST_TEXT).collect();
+                Self::Refused { code, message }
+            }
+            other => Self::Lost(other.to_string().chars().take(LONGEST_TEXT).collect()),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, AgentError>;
+
+/// A connection to an agent; clones share it.
+#[derive(Clone)]
+pub struct AgentClient(agent_ttrpc::AgentClient);
+
+impl std::fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AgentClient")
+    }
+}
+
+fn short() -> Context {
+    with_duration(SHORT)
+}
+
+fn long() -> Context {
+    with_duration(LONG)
+}
+
+impl AgentClient {
+    /// Over the stream the agent opened.
+    pub fn new(stream: tokio::net::UnixStream) -> Self {
+        Self(agent_ttrpc::AgentClient::new(Client::new(Socket::from(stream))))
+    }
+
+    /// Sets up what all containers share; first of all calls.
+    pub async fn start_sandbox(
+        &self,
+        request: &StartSandboxRequest,
+    ) -> Result<StartSandboxResponse> {
+        Ok(self.0.start_sandbox(long(), request).await?)
+    }
+
+    /// Asks for the orderly end; at most `limit` for the answer.
+    pub async fn shutdown(&self, limit: Duration) -> Result<()> {
+        self.0.shutdown(with_duration(limit), &Empty::new()).await?;
+        Ok(())
+    }
+
+    /// Creates a container; returns the init's process id in the guest.
+    pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
+        Ok(self.0.create_container(long(), request).await?.pid)
+    }
+
+    /// Lets a created init go.
+    pub async fn start_container(&self, container_id: &str) -> Result<()> {
+        self.0.start_container(long(), &container(container_id)).await?;
+        Ok(())
+    }
+
+    /// Removes a container, whatever is left of it.
+    pub async fn delete_container(&self, container_id: &str) -> Result<()> {
+        self.0.delete_container(long(), &container(container_id)).await?;
+        Ok(())
+    }
+
+    /// Adds and starts a process; returns its id in the guest.
+    pub async fn exec_process(&self, request: &ExecProcessRequest) -> Result<u32> {
+        Ok(self.0.exec_process(long(), request).await?.pid)
+    }
+
+    /// Waits, however long it takes, for a process's exit.
+    pub async fn wait_process(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+    ) -> Result<WaitProcessResponse> {
+        Ok(self.0.wait_process(Context::default(), &process(container_id, exec_id)).await?)
+    }
+
+    /// Sends a signal to a process, or to all of the container.
+    pub async fn signal_process(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<()> {
+        let mut request = SignalProcessRequest::new();
+        container_id.clone_into(&mut request.container_id);
+        exec_id.clone_into(&mut request.exec_id);
+        request.signal = signal;
+        request.all = all;
+        self.0.signal_process(short(), &request).await?;
+        Ok(())
+    }
+
+    /// Forgets an exec'd process that has exited.
+    pub async fn delete_process(&self, container_id: &str, exec_id: &str) -> Result<()> {
+        self.0.delete_process(short(), &process(container_id, exec_id)).await?;
+        Ok(())
+    }
+
+    /// The container's processes.
+    pub async fn list_processes(&self, container_id: &str) -> Result<ListProcessesResponse> {
+        Ok(self.0.list_processes(short(), &container(container_id)).await?)
+    }
+
+    /// Sets the size of a terminal.
+    pub async fn resize_terminal(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<()> {
+        let mut request = ResizeTerminalRequest::new();
+        container_id.clone_into(&mut request.container_id);
+        exec_id.clone_into(&mut request.exec_id);
+        request.rows = rows;
+        request.columns = columns;
+        self.0.resize_terminal(short(), &request).await?;
+        Ok(())
+    }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    let mut request = ContainerRequest::new();
+    id.clone_into(&mut request.container_id);
+    request
+}
+
+fn process(container_id: &str, exec_id: &str) -> ProcessRequest {
+    let mut request = ProcessRequest::new();
+    container_id.clone_into(&mut request.container_id);
+    exec_id.clone_into(&mut request.exec_id);
+    request
+}

@@ -1,0 +1,7 @@
+//! The agent in the guest, called over the stream it opened itself.
+//!
+//! Answers come from the guest: only their declared fields are looked at, and texts are cut.
+
+mod client;
+
+pub use client::{AgentClient, AgentError, Code};

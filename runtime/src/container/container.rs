@@ -1,0 +1,343 @@
+//! One container: its files, its init, and the processes added to it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
+use oci_spec::runtime::Spec;
+use slog::Logger;
+
+use super::{ContainerError, Exec, ExecRequest, Exit, Observer, Process, Status};
+use crate::agent_client::AgentClient;
+use crate::io::{StdioPaths, Streams};
+use crate::lock::lock;
+use crate::machine::Machine;
+use crate::resource::{ContainerShare, RootfsMount};
+use crate::spec::{SpecError, translate};
+
+/// The first vsock port for streams; below are the well-known ones.
+const FIRST_PORT: u32 = 0x1_0000;
+
+/// Longer names would not fit into paths.
+const LONGEST_NAME: usize = 128;
+
+/// A container to be created.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// Its name, unique in the sandbox.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its OCI spec.
+    pub spec: Spec,
+    /// The mounts of its root file system; none if `root.path` is one already.
+    pub rootfs: Vec<RootfsMount>,
+    /// Where the init's streams go.
+    pub stdio: StdioPaths,
+}
+
+/// What every container of a sandbox needs to follow its processes.
+#[derive(Clone)]
+pub struct Follower {
+    /// The machine.
+    pub machine: Arc<Machine>,
+    /// The agent in it.
+    pub agent: AgentClient,
+    /// Who is told.
+    pub observer: Arc<dyn Observer>,
+    /// The log.
+    pub log: Logger,
+    sandbox_id: String,
+    ports: Arc<AtomicU32>,
+}
+
+impl Follower {
+    /// For the machine and the agent of the sandbox `id`.
+    pub fn new(
+        id: &str,
+        machine: Arc<Machine>,
+        agent: AgentClient,
+        observer: Arc<dyn Observer>,
+        log: Logger,
+    ) -> Self {
+        Self {
+            machine,
+            agent,
+            observer,
+            log,
+            sandbox_id: id.to_owned(),
+            ports: Arc::new(AtomicU32::new(FIRST_PORT)),
+        }
+    }
+
+    /// Ports are never used again: a stream that comes late finds no listener.
+    async fn open(&self, stdio: &StdioPaths) -> Result<Streams, ContainerError> {
+        let next = || self.ports.fetch_add(1, Ordering::Relaxed);
+        Ok(Streams::open(stdio, &self.machine, next).await?)
+    }
+
+    fn follow(&self, names: (&str, &str), streams: Streams) -> Arc<Process> {
+        Process::follow(names, &self.agent, &self.machine, streams, &self.observer, &self.log)
+    }
+
+    /// An agent that cannot be reached because its machine has ended is the machine's error.
+    fn explain(&self, error: ContainerError) -> ContainerError {
+        match (error, self.machine.ended()) {
+            (ContainerError::Agent(_) | ContainerError::Streams(_), Some(end)) => {
+                ContainerError::MachineEnded(end.reason)
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+/// A process as the guest numbers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestProcess {
+    /// Its id in the guest.
+    pub pid: u32,
+    /// Its name, if it is one that was added.
+    pub exec_id: String,
+}
+
+/// A container.
+pub struct Container {
+    id: String,
+    bundle: PathBuf,
+    stdio: StdioPaths,
+    follower: Follower,
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    // Last: what the init's streams and files are on goes after them.
+    share: Mutex<Option<ContainerShare>>,
+}
+
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Container({})", self.id)
+    }
+}
+
+impl Container {
+    /// Lays out the files, opens the streams, and has the agent create the container.
+    pub async fn create(
+        request: CreateRequest,
+        share: &Path,
+        follower: Follower,
+    ) -> Result<Self, ContainerError> {
+        check_name(&request.id)?;
+        let guest = translate(request.spec, &request.id, &request.bundle)?;
+        // The sandbox's own container has had them set when the sandbox started.
+        if request.id != follower.sandbox_id {
+            guest.refuse_sandbox_sysctls()?;
+        }
+        let rootfs = if request.rootfs.is_empty() {
+            vec![RootfsMount {
+                kind: "bind".to_owned(),
+                source: guest.root.to_string_lossy().into_owned(),
+                options: vec!["rbind".to_owned()],
+                ..RootfsMount::default()
+            }]
+        } else {
+            request.rootfs
+        };
+        let files = ContainerShare::create(share, &request.id, &rootfs, &guest.volumes)?;
+        let streams = follower.open(&request.stdio).await?;
+        let mut call = CreateContainerRequest::new();
+        call.container_id.clone_from(&request.id);
+        call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
+        let mut ends = streams.for_agent();
+        if let Some(size) = guest.spec.process().as_ref().and_then(|p| p.console_size()) {
+            ends.rows = u32::try_from(size.height()).unwrap_or(0);
+            ends.columns = u32::try_from(size.width()).unwrap_or(0);
+        }
+        call.streams = Some(ends).into();
+        let created = follower.agent.create_container(&call).await;
+        created.map_err(|error| follower.explain(error.into()))?;
+        let init = follower.follow((&request.id, ""), streams);
+        Ok(Self {
+            id: request.id,
+            bundle: request.bundle,
+            stdio: request.stdio,
+            follower,
+            init,
+            execs: Mutex::default(),
+            share: Mutex::new(Some(files)),
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its bundle.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// Where the init's streams go.
+    pub fn stdio(&self) -> &StdioPaths {
+        &self.stdio
+    }
+
+    /// Its first process.
+    pub fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// The process of that name; empty for the init.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, ContainerError> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        let exec = self.exec(exec_id)?;
+        exec.process().ok_or(ContainerError::Status { action: "use", status: "not started" })
+    }
+
+    /// The added process of that name.
+    pub fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, ContainerError> {
+        let exec = lock(&self.execs).get(exec_id).cloned();
+        exec.ok_or_else(|| ContainerError::NoProcess(exec_id.to_owned()))
+    }
+
+    /// Waits for the end of a process, also of one that is yet to be started.
+    pub async fn wait(&self, exec_id: &str) -> Result<Exit, ContainerError> {
+        if exec_id.is_empty() {
+            return Ok(self.init.exited().await);
+        }
+        let exit = self.exec(exec_id)?.exited().await;
+        exit.ok_or_else(|| ContainerError::NoProcess(exec_id.to_owned()))
+    }
+
+    /// Lets the created init run.
+    pub async fn start(&self) -> Result<(), ContainerError> {
+        self.init.start().await.map_err(|error| self.follower.explain(error))
+    }
+
+    /// Adds a process, to be started later.
+    pub fn add_exec(&self, request: ExecRequest) -> Result<(), ContainerError> {
+        check_name(&request.exec_id)?;
+        match self.init.status() {
+            Status::Running => {}
+            status => {
+                let status = status.name();
+                return Err(ContainerError::Status { action: "exec in", status });
+            }
+        }
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(&request.exec_id) {
+            return Err(ContainerError::Exists(request.exec_id));
+        }
+        execs.insert(request.exec_id.clone(), Arc::new(Exec::new(request)));
+        Ok(())
+    }
+
+    /// Starts an added process.
+    pub async fn start_exec(&self, exec_id: &str) -> Result<Arc<Process>, ContainerError> {
+        let exec = self.exec(exec_id)?;
+        let starting = exec.starting.lock().await;
+        if let Some(process) = exec.process() {
+            let status = process.status().name();
+            return Err(ContainerError::Status { action: "start", status });
+        }
+        let streams = self.follower.open(&exec.request.stdio).await?;
+        let mut call = ExecProcessRequest::new();
+        call.container_id.clone_from(&self.id);
+        exec_id.clone_into(&mut call.exec_id);
+        call.process = serde_json::to_vec(&exec.request.spec).map_err(SpecError::Json)?;
+        let mut ends = streams.for_agent();
+        (ends.rows, ends.columns) = exec.size();
+        call.streams = Some(ends).into();
+        let made = self.follower.agent.exec_process(&call).await;
+        made.map_err(|error| self.follower.explain(error.into()))?;
+        let process = self.follower.follow((&self.id, exec_id), streams);
+        process.started().await;
+        exec.has_started(Arc::clone(&process));
+        drop(starting);
+        Ok(process)
+    }
+
+    /// Forgets an added process that does not run; how it ended, if it ever ran.
+    pub async fn delete_exec(&self, exec_id: &str) -> Result<Option<Exit>, ContainerError> {
+        let exec = self.exec(exec_id)?;
+        let exit = match exec.process() {
+            None => None,
+            Some(process) => {
+                let Some(exit) = process.exit() else {
+                    let status = process.status().name();
+                    return Err(ContainerError::Status { action: "delete", status });
+                };
+                process.close_streams().await;
+                // It has exited: if the machine is gone too there is nothing left to forget.
+                let _ = self.follower.agent.delete_process(&self.id, exec_id).await;
+                Some(exit)
+            }
+        };
+        lock(&self.execs).remove(exec_id);
+        exec.deleted();
+        Ok(exit)
+    }
+
+    /// Removes the container from the guest and the shared folder; how its init ended.
+    pub async fn delete(&self) -> Result<Exit, ContainerError> {
+        if self.init.status() == Status::Running {
+            return Err(ContainerError::Status { action: "delete", status: "running" });
+        }
+        let deleted = self.follower.agent.delete_container(&self.id).await;
+        if let Err(error) = deleted {
+            // With its machine the container is gone as well.
+            match self.follower.explain(error.into()) {
+                ContainerError::MachineEnded(_) => {}
+                error => return Err(error),
+            }
+        }
+        let exit = self.init.exited().await;
+        self.init.close_streams().await;
+        let execs: Vec<_> = lock(&self.execs).drain().map(|(_, exec)| exec).collect();
+        for exec in execs {
+            if let Some(process) = exec.process() {
+                process.close_streams().await;
+            }
+            exec.deleted();
+        }
+        lock(&self.share).take();
+        Ok(exit)
+    }
+
+    /// Its processes by the guest's numbers.
+    pub async fn processes(&self) -> Result<Vec<GuestProcess>, ContainerError> {
+        let list = self.follower.agent.list_processes(&self.id).await;
+        let list = list.map_err(|error| self.follower.explain(error.into()))?;
+        let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
+        Ok(list.processes.into_iter().map(entry).collect())
+    }
+}
+
+/// Names become folders on both sides.
+fn check_name(name: &str) -> Result<(), ContainerError> {
+    let fits = !name.is_empty() && name.len() <= LONGEST_NAME && !name.starts_with('.');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if fits && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(ContainerError::Name(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_folder() {
+        for good in ["a", "0f3c", "k8s_x-1.y"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "..", ".hidden", "a/b", "a b", "a\0b", &"x".repeat(129)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Copying one stream, with a count of what has been delivered.
+
+use std::io::{self, ErrorKind, Write};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::location::Sink;
+
+/// As much as a FIFO holds by default.
+const BUFFER: usize = 64 * 1024;
+
+/// How often a wait looks whether it is time to give up.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How far a stream of output has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes written to where containerd wants them.
+    pub bytes: u64,
+    /// Nothing comes any more.
+    pub done: bool,
+    /// The reader takes nothing at the moment.
+    pub blocked: bool,
+}
+
+/// How long a stream may stand still before nobody waits for it any more.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// If it is the reader on the host that takes nothing.
+    pub reader: Duration,
+    /// If it is the guest that sends nothing.
+    pub guest: Duration,
+}
+
+/// Waits until `wanted` bytes have been delivered, the stream has ended, or nothing has moved for
+/// too long: a reader that is stuck must not hold up the news of the exit for ever.
+pub async fn delivered(
+    progress: &mut watch::Receiver<Progress>,
+    wanted: u64,
+    patience: Patience,
+) -> bool {
+    let (mut seen, mut since) = (0, Instant::now());
+    loop {
+        let now = *progress.borrow_and_update();
+        if now.bytes >= wanted || now.done {
+            return now.bytes >= wanted;
+        }
+        if now.bytes != seen {
+            (seen, since) = (now.bytes, Instant::now());
+        }
+        let limit = if now.blocked { patience.reader } else { patience.guest };
+        if since.elapsed() >= limit {
+            return false;
+        }
+        if let Ok(Err(_)) = timeout(limit.min(LOOK), progress.changed()).await {
+            return false;
+        }
+    }
+}
+
+/// Guest to host, until the guest closes.
+///
+/// If the sink fails, the rest is read and dropped: the process must neither block nor be killed
+/// for it, and counts as delivered what nobody can take.
+pub(super) async fn copy_out(stream: UnixStream, sink: Sink, progress: watch::Sender<Progress>) {
+    let mut sink = Some(sink);
+    let mut buffer = vec![0; BUFFER];
+    while let Some(length) = read(&stream, &mut buffer).await {
+        let mut left = &buffer[..length];
+        while !left.is_empty() {
+            let written = match &mut sink {
+                None => left.len(),
+                Some(open) => match write(open, left, &progress).await {
+                    Ok(written) => written,
+                    Err(_) => {
+                        sink = None;
+                        continue;
+                    }
+                },
+            };
+            left = &left[written..];
+            progress.send_modify(|progress| progress.bytes += written as u64);
+        }
+    }
+    // The reader must see the end before anyone hears that we are done.
+    drop(sink);
+    progress.send_modify(|progress| progress.done = true);
+}
+
+/// Host to guest, until the last writer has closed; then the guest sees the end too.
+pub(super) async fn copy_in(fifo: pipe::Receiver, mut stream: UnixStream) {
+    let mut buffer = vec![0; BUFFER];
+    while fifo.readable().await.is_ok() {
+        match fifo.try_read(&mut buffer) {
+            Ok(0) => break,
+            // The process has closed its input: the FIFO is closed so that writers learn it.
+            Ok(length) => {
+                if stream.write_all(&buffer[..length]).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    let _ = stream.shutdown().await;
+    // Held open until the peer closes: a stream that is gone would be a reset, not an end.
+    let _ = read(&stream, &mut buffer[..1]).await;
+}
+
+async fn read(stream: &UnixStream, buffer: &mut [u8]) -> Option<usize> {
+    loop {
+        stream.readable().await.ok()?;
+        match stream.try_read(buffer) {
+            Ok(0) => return None,
+            Ok(length) => return Some(length),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+async fn write(
+    sink: &mut Sink,
+    bytes: &[u8],
+    progress: &watch::Sender<Progress>,
+) -> io::Result<usize> {
+    match sink {
+        Sink::File(file) => file.write(bytes),
+        Sink::Fifo(fifo) => loop {
+            match fifo.try_write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            // Told to nobody: only bytes are news.
+            let blocked = |value| {
+                progress.send_if_modified(|progress| {
+                    progress.blocked = value;
+                    false
+                })
+            };
+            blocked(true);
+            fifo.writable().await?;
+            blocked(false);
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Location;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::io::Read;
+    use std::path::PathBuf;
+
+    const PATIENCE: Patience =
+        Patience { reader: Duration::from_secs(5), guest: Duration::from_secs(60) };
+
+    struct Out {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        guest: UnixStream,
+        progress: watch::Receiver<Progress>,
+    }
+
+    fn out() -> Out {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdout");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let sink = Location::Path(path.clone()).open_sink().unwrap().unwrap();
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (sender, progress) = watch::channel(Progress::default());
+        tokio::spawn(copy_out(host, sink, sender));
+        Out { _folder: folder, path, guest, progress }
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| u8::try_from((i / 7 + i) % 251).unwrap()).collect()
+    }
+
+    fn read_all(path: PathBuf, pause: Duration) -> Vec<u8> {
+        let mut file = std::fs::File::open(path).unwrap();
+        let (mut all, mut piece) = (Vec::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut piece).unwrap() {
+                0 => return all,
+                length => all.extend_from_slice(&piece[..length]),
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
+    #[tokio::test]
+    async fn sixty_four_mebibytes_arrive_whole_and_in_order() {
+        let mut out = out();
+        let path = out.path.clone();
+        let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::ZERO));
+        let data = pattern(64 << 20);
+        out.guest.write_all(&data).await.unwrap();
+        drop(out.guest);
+        assert!(delivered(&mut out.progress, 64 << 20, PATIENCE).await);
+        assert!(reader.await.unwrap() == data);
+        assert_eq!(out.progress.borrow().bytes, 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_loses_nothing() {
+        let mut out = out();
+        let path = out.path.clone();
+        let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::from_millis(5)));
+        let data = pattern(4 << 20);
+        out.guest.write_all(&data).await.unwrap();
+        drop(out.guest);
+        assert!(delivered(&mut out.progress, 4 << 20, PATIENCE).await);
+        assert!(reader.await.unwrap() == data);
+    }
+
+    #[tokio::test]
+    async fn a_stuck_reader_does_not_hold_up_the_exit_for_ever() {
+        let mut out = out();
+        let data = pattern(200 << 10);
+        let writer = tokio::spawn(async move {
+            out.guest.write_all(&data).await.unwrap();
+            out.guest
+        });
+        let patience = Patience { reader: Duration::from_millis(100), ..PATIENCE };
+        assert!(!delivered(&mut out.progress, 200 << 10, patience).await);
+        // The reader comes after all: everything is still there.
+        let path = out.path.clone();
+        let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::ZERO));
+        drop(writer.await.unwrap());
+        assert_eq!(reader.await.unwrap().len(), 200 << 10);
+    }
+
+    #[tokio::test]
+    async fn a_slow_guest_is_given_more_time_than_a_stuck_reader() {
+        let mut out = out();
+        let patience = Patience { reader: Duration::from_millis(50), ..PATIENCE };
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            out.guest.write_all(b"seed").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        });
+        assert!(delivered(&mut out.progress, 4, patience).await);
+    }
+
+    #[tokio::test]
+    async fn an_end_without_the_promised_bytes_is_no_wait() {
+        let mut out = out();
+        drop(out.guest);
+        assert!(!delivered(&mut out.progress, 1, PATIENCE).await);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_block_the_process() {
+        let sink = Location::Path("/dev/full".into()).open_sink().unwrap().unwrap();
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        let (sender, mut progress) = watch::channel(Progress::default());
+        tokio::spawn(copy_out(host, sink, sender));
+        guest.write_all(&pattern(1 << 20)).await.unwrap();
+        drop(guest);
+        assert!(delivered(&mut progress, 1 << 20, PATIENCE).await);
+    }
+
+    #[tokio::test]
+    async fn input_ends_after_both_close_io_and_the_last_writer() {
+        use tokio::io::AsyncReadExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdin");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        // Nobody writes yet: neither open waits.
+        let source = Location::Path(path.clone()).open_source().unwrap().unwrap();
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        tokio::spawn(copy_in(source.reading, host));
+        let mut writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut writer, b"seed").unwrap();
+        drop(writer);
+        let mut four = [0; 4];
+        guest.read_exact(&mut four).await.unwrap();
+        assert_eq!(&four, b"seed");
+        // The writer has gone, another may come: no end yet.
+        let early = timeout(Duration::from_millis(50), guest.read(&mut four)).await;
+        assert!(early.is_err());
+        drop(source.writing);
+        assert_eq!(guest.read(&mut four).await.unwrap(), 0);
+    }
+}

@@ -1,0 +1,204 @@
+//! The three streams of one process.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use husk_agent_protocols::agent;
+use tokio::net::UnixStream;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::copier::{Patience, Progress, delivered};
+use super::copier::{copy_in, copy_out};
+use super::location::{Location, LocationError, Sink, Source};
+use crate::lock::lock;
+use crate::machine::{Machine, MachineError};
+
+/// Before the exit is told without its last bytes. The guest has said that they are coming.
+const EXIT_PATIENCE: Patience =
+    Patience { reader: Duration::from_secs(1), guest: Duration::from_secs(30) };
+
+/// Before the streams are closed. What the exited process left running may hold them open.
+const CLOSE_PATIENCE: Patience =
+    Patience { reader: Duration::from_secs(1), guest: Duration::from_secs(1) };
+
+/// Where containerd wants the streams of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StdioPaths {
+    /// Standard input; empty for none.
+    pub stdin: String,
+    /// Standard output; empty for none.
+    pub stdout: String,
+    /// Standard error; empty for none, and unused with a terminal.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+/// Why the streams of a process cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamsError {
+    /// containerd's side.
+    #[error("standard {stream}")]
+    Location {
+        /// `input`, `output` or `error`.
+        stream: &'static str,
+        /// Why.
+        #[source]
+        source: LocationError,
+    },
+    /// The machine's side.
+    #[error("streams of the process")]
+    Machine(#[source] MachineError),
+}
+
+/// The host's side of a process's streams. Dropping it ends the copiers and closes the FIFOs.
+#[derive(Debug)]
+pub struct Streams {
+    machine: Arc<Machine>,
+    ports: [u32; 3],
+    terminal: bool,
+    /// The writing end of standard input, held until `CloseIO`.
+    keeper: Mutex<Option<std::fs::File>>,
+    stdout: watch::Receiver<Progress>,
+    stderr: watch::Receiver<Progress>,
+    copiers: Vec<JoinHandle<()>>,
+}
+
+impl Streams {
+    /// Opens the FIFOs and listens on a port of its own for each; copying begins when the agent
+    /// connects. `next_port` gives ports that were never used in this sandbox.
+    pub async fn open(
+        paths: &StdioPaths,
+        machine: &Arc<Machine>,
+        mut next_port: impl FnMut() -> u32,
+    ) -> Result<Self, StreamsError> {
+        let located = |stream| move |source| StreamsError::Location { stream, source };
+        let stdin = Location::parse(&paths.stdin).and_then(|location| location.open_source());
+        let stdin = stdin.map_err(located("input"))?;
+        let stdout = Location::parse(&paths.stdout).and_then(|location| location.open_sink());
+        let stdout = stdout.map_err(located("output"))?;
+        let stderr = if paths.terminal {
+            Ok(None)
+        } else {
+            Location::parse(&paths.stderr).and_then(|location| location.open_sink())
+        };
+        let stderr = stderr.map_err(located("error"))?;
+        let mut port = |used: bool| if used { next_port() } else { 0 };
+        let ports = [port(stdin.is_some()), port(stdout.is_some()), port(stderr.is_some())];
+        let mut streams = Self {
+            machine: Arc::clone(machine),
+            ports,
+            terminal: paths.terminal,
+            keeper: Mutex::new(None),
+            stdout: watch::channel(Progress::default()).1,
+            stderr: watch::channel(Progress::default()).1,
+            copiers: Vec::new(),
+        };
+        let (input, output, errors) = tokio::join!(
+            listen(machine, ports[0]),
+            listen(machine, ports[1]),
+            listen(machine, ports[2])
+        );
+        // From here on dropping `streams` stops listening.
+        let (input, output, errors) = (
+            input.map_err(StreamsError::Machine)?,
+            output.map_err(StreamsError::Machine)?,
+            errors.map_err(StreamsError::Machine)?,
+        );
+        if let (Some(Source { reading, writing }), Some(stream)) = (stdin, input) {
+            *lock(&streams.keeper) = Some(writing);
+            streams.copiers.push(tokio::spawn(async move {
+                if let Some(stream) = connected(stream).await {
+                    copy_in(reading, stream).await;
+                }
+            }));
+        }
+        streams.stdout = streams.copy(stdout, output);
+        streams.stderr = streams.copy(stderr, errors);
+        Ok(streams)
+    }
+
+    /// What the agent has to know.
+    pub fn for_agent(&self) -> agent::Streams {
+        let mut streams = agent::Streams::new();
+        [streams.stdin_port, streams.stdout_port, streams.stderr_port] = self.ports;
+        streams.terminal = self.terminal;
+        streams
+    }
+
+    /// Closes our writing end of standard input: once the clients have closed theirs, it ends.
+    pub fn close_input(&self) {
+        lock(&self.keeper).take();
+    }
+
+    /// Waits until so many bytes of output have arrived; gives up if nothing moves.
+    pub async fn delivered(&self, stdout: u64, stderr: u64) {
+        let (mut out, mut err) = (self.stdout.clone(), self.stderr.clone());
+        let all = async {
+            tokio::join!(
+                delivered(&mut out, wanted(self.ports[1], stdout), EXIT_PATIENCE),
+                delivered(&mut err, wanted(self.ports[2], stderr), EXIT_PATIENCE)
+            )
+        };
+        all.await;
+    }
+
+    /// Waits until the guest has closed its ends; gives up if nothing moves.
+    pub async fn finished(&self) {
+        let (mut out, mut err) = (self.stdout.clone(), self.stderr.clone());
+        tokio::join!(
+            delivered(&mut out, wanted(self.ports[1], u64::MAX), CLOSE_PATIENCE),
+            delivered(&mut err, wanted(self.ports[2], u64::MAX), CLOSE_PATIENCE)
+        );
+    }
+
+    fn copy(
+        &mut self,
+        sink: Option<Sink>,
+        stream: Option<oneshot::Receiver<OwnedFd>>,
+    ) -> watch::Receiver<Progress> {
+        let (sender, receiver) = watch::channel(Progress::default());
+        if let (Some(sink), Some(stream)) = (sink, stream) {
+            self.copiers.push(tokio::spawn(async move {
+                if let Some(stream) = connected(stream).await {
+                    copy_out(stream, sink, sender).await;
+                }
+            }));
+        }
+        receiver
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for copier in &self.copiers {
+            copier.abort();
+        }
+        let (machine, ports) = (Arc::clone(&self.machine), self.ports);
+        tokio::spawn(async move {
+            for port in ports.into_iter().filter(|port| *port != 0) {
+                machine.unlisten(port).await;
+            }
+        });
+    }
+}
+
+fn wanted(port: u32, bytes: u64) -> u64 {
+    if port == 0 { 0 } else { bytes }
+}
+
+async fn listen(
+    machine: &Machine,
+    port: u32,
+) -> Result<Option<oneshot::Receiver<OwnedFd>>, MachineError> {
+    if port == 0 { Ok(None) } else { machine.listen_once(port).await.map(Some) }
+}
+
+/// The stream once the agent has connected; none if the machine is gone before.
+async fn connected(stream: oneshot::Receiver<OwnedFd>) -> Option<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(stream.await.ok()?);
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()
+}

@@ -1,0 +1,412 @@
+//! The machine process: requests with numbers, connections by port, and its end.
+//!
+//! One task reads the control socket until the process is gone. Whatever it says is checked: an
+//! answer to no request and a connection to no listener are dropped, a packet that is no message
+//! ends the process.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use husk_control::{
+    EndReason, Event, MachineMessage, MachineRequest, Packet, PacketError, Reply, Request,
+};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use slog::{Logger, info, warn};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use super::pidfd::watched_fd;
+use super::{Child, MachineError, Role};
+use crate::error::chain;
+use crate::lock::lock;
+
+/// How long a process may outlive its control socket.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineEnd {
+    /// Whether it was told to.
+    pub expected: bool,
+    /// Why, for the person at the terminal.
+    pub reason: String,
+}
+
+/// What the process has said of its end.
+#[derive(Debug, Default)]
+struct Told {
+    reason: Option<EndReason>,
+    expected: bool,
+    /// It said something that is no message.
+    nonsense: bool,
+}
+
+type Answer = (Reply, Option<OwnedFd>);
+
+/// A machine process.
+#[derive(Debug)]
+pub struct Machine {
+    shared: Arc<Shared>,
+    pid: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>,
+    listeners: Mutex<HashMap<u32, oneshot::Sender<OwnedFd>>>,
+    kill: tokio::sync::Notify,
+    end: watch::Sender<Option<MachineEnd>>,
+}
+
+impl Machine {
+    /// Starts the process; the machine itself comes with [`MachineRequest::Boot`].
+    pub fn start(program: &Path, log: &Logger) -> Result<Self, MachineError> {
+        let (child, socket) = Child::spawn(program, Role::Machine, log)?;
+        let pid = child.pid().as_raw().unsigned_abs();
+        Self::over(socket, pid, async move |kill| follow(child, kill).await, log)
+    }
+
+    /// Over a control socket that is already there; `life` ends with the process and says how.
+    pub(crate) fn over<F, L>(
+        socket: OwnedFd,
+        pid: u32,
+        life: F,
+        log: &Logger,
+    ) -> Result<Self, MachineError>
+    where
+        F: FnOnce(Arc<tokio::sync::Notify>) -> L,
+        L: Future<Output = String> + Send + 'static,
+    {
+        let shared = Arc::new(Shared {
+            socket: watched(socket)?,
+            next: AtomicU64::new(1),
+            waiting: Mutex::default(),
+            listeners: Mutex::default(),
+            kill: tokio::sync::Notify::new(),
+            end: watch::Sender::new(None),
+        });
+        let kill = Arc::new(tokio::sync::Notify::new());
+        let life = life(Arc::clone(&kill));
+        tokio::spawn(Arc::clone(&shared).run(life, kill, log.clone()));
+        Ok(Self { shared, pid })
+    }
+
+    /// The process id, which stands for the container's on the host.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a request and waits for the answer.
+    pub async fn request(
+        &self,
+        request: MachineRequest,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Reply, MachineError> {
+        self.ask(request, descriptors).await.map(|(reply, _)| reply)
+    }
+
+    /// Takes the guest's next connection to `port`, once, and hands out its stream.
+    pub async fn listen_once(&self, port: u32) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.shared.listeners).insert(port, sender);
+        let asked = self.ask(MachineRequest::Listen { port, once: true }, &[]).await;
+        if let Err(error) = asked {
+            lock(&self.shared.listeners).remove(&port);
+            return Err(error);
+        }
+        Ok(receiver)
+    }
+
+    /// Takes no connection to `port` any more, if one is still awaited.
+    pub async fn unlisten(&self, port: u32) {
+        if lock(&self.shared.listeners).remove(&port).is_some() {
+            // The machine may have ended meanwhile; then nothing listens either.
+            let _ = self.ask(MachineRequest::Unlisten { port }, &[]).await;
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<MachineEnd> {
+        self.shared.end.borrow().clone()
+    }
+
+    /// Waits for its end.
+    pub async fn end(&self) -> MachineEnd {
+        let mut end = self.shared.end.subscribe();
+        match end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(end)) => end.clone(),
+            // The sender lives in `shared`, which we hold.
+            _ => MachineEnd { expected: false, reason: "the machine ended".to_owned() },
+        }
+    }
+
+    /// Ends the process at once.
+    pub fn kill(&self) {
+        self.shared.kill.notify_one();
+    }
+
+    async fn ask(
+        &self,
+        request: MachineRequest,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, MachineError> {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.shared.waiting).insert(id, sender);
+        // Looked at after the insertion: `run` fails what waits only after it has told the end.
+        let sent = match self.ended() {
+            Some(end) => Err(MachineError::Ended(end.reason)),
+            None => send(&self.shared.socket, &Request { id, request }, descriptors).await,
+        };
+        if let Err(error) = sent {
+            lock(&self.shared.waiting).remove(&id);
+            return Err(match error {
+                // The peer is gone: why it ended says more than that its socket is closed.
+                MachineError::Control(PacketError::Socket(_)) => {
+                    MachineError::Ended(self.end().await.reason)
+                }
+                error => error,
+            });
+        }
+        match receiver.await {
+            Ok(answer) => answer.map_err(MachineError::Refused),
+            Err(_) => Err(MachineError::Ended(self.end().await.reason)),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Shared {
+    async fn run(
+        self: Arc<Self>,
+        life: impl Future<Output = String> + Send + 'static,
+        kill: Arc<tokio::sync::Notify>,
+        log: Logger,
+    ) {
+        tokio::pin!(life);
+        let mut told = Told::default();
+        let how = loop {
+            tokio::select! {
+                message = receive::<MachineMessage>(&self.socket) => {
+                    if self.hear(message, &mut told, &log) {
+                        continue;
+                    }
+                    if told.nonsense {
+                        kill.notify_one();
+                    }
+                    break finish(&mut life, &kill).await;
+                }
+                how = &mut life => {
+                    // What it said last is still in the socket.
+                    while self.hear(husk_control::receive(self.socket.get_ref()), &mut told, &log) {}
+                    break how;
+                }
+                () = self.kill.notified() => {
+                    told.expected = true;
+                    kill.notify_one();
+                }
+            }
+        };
+        let Told { reason, expected, .. } = told;
+        let reason = reason.map_or(how, |reason| reason.to_string());
+        if expected {
+            info!(log, "machine ended"; "reason" => &reason);
+        } else {
+            warn!(log, "machine ended unasked"; "reason" => &reason);
+        }
+        self.end.send_replace(Some(MachineEnd { expected, reason }));
+        lock(&self.waiting).clear();
+        lock(&self.listeners).clear();
+    }
+
+    /// Takes in what came over the socket; false if nothing more will come.
+    fn hear(
+        &self,
+        message: Result<Option<Packet<MachineMessage>>, PacketError>,
+        told: &mut Told,
+        log: &Logger,
+    ) -> bool {
+        match message {
+            Ok(Some(packet)) => {
+                if let Some(reason) = self.take(packet, log) {
+                    told.expected |= reason == EndReason::PoweredOff;
+                    told.reason = Some(reason);
+                }
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                if !error.is_would_block() {
+                    let error = chain(&error);
+                    told.nonsense = true;
+                    told.reason = Some(EndReason::Failed { error });
+                }
+                false
+            }
+        }
+    }
+
+    /// Does what a packet says; returns why the machine ended if it is that.
+    fn take(&self, mut packet: Packet<MachineMessage>, log: &Logger) -> Option<EndReason> {
+        let message = packet.message.clone();
+        match message {
+            MachineMessage::Reply { id, result } => {
+                let fd = packet.take(0).ok();
+                if let Some(waiting) = lock(&self.waiting).remove(&id) {
+                    // Whoever asked may have given up.
+                    let _ = waiting.send(result.map(|reply| (reply, fd)));
+                }
+            }
+            MachineMessage::Event(Event::Connection { port }) => {
+                match (lock(&self.listeners).remove(&port), packet.take(0)) {
+                    (Some(listener), Ok(fd)) => drop(listener.send(fd)),
+                    _ => warn!(log, "connection nobody waits for"; "port" => port),
+                }
+            }
+            MachineMessage::Event(Event::Ended { reason }) => return Some(reason),
+        }
+        None
+    }
+}
+
+/// Waits for the end of a process whose control socket is closed, and helps it if it dawdles.
+async fn finish(
+    life: &mut (impl Future<Output = String> + Unpin),
+    kill: &tokio::sync::Notify,
+) -> String {
+    match tokio::time::timeout(FAREWELL, &mut *life).await {
+        Ok(how) => how,
+        Err(_) => {
+            kill.notify_one();
+            life.await
+        }
+    }
+}
+
+async fn follow(child: Child, kill: Arc<tokio::sync::Notify>) -> String {
+    tokio::select! {
+        how = child.exited() => return how,
+        () = kill.notified() => child.kill(),
+    }
+    child.exited().await
+}
+
+/// Makes a control socket wait in the event loop instead of in the kernel.
+pub(super) fn watched(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, MachineError> {
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map_err(io::Error::from)
+        .and_then(|_| watched_fd(socket))
+        .map_err(|source| MachineError::Watch { program: "husk-vmm".into(), source })
+}
+
+pub(super) async fn send<T: serde::Serialize>(
+    socket: &AsyncFd<OwnedFd>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), MachineError> {
+    loop {
+        let lost = |error: io::Error| MachineError::Ended(error.to_string());
+        let mut ready = socket.writable().await.map_err(lost)?;
+        match husk_control::send(socket.get_ref().as_fd(), message, descriptors) {
+            Err(error) if error.is_would_block() => ready.clear_ready(),
+            result => return result.map_err(MachineError::Control),
+        }
+    }
+}
+
+pub(super) async fn receive<T: serde::de::DeserializeOwned>(
+    socket: &AsyncFd<OwnedFd>,
+) -> Result<Option<Packet<T>>, PacketError> {
+    loop {
+        // An event loop that is going away: as if the peer had closed.
+        let Ok(mut ready) = socket.readable().await else { return Ok(None) };
+        match husk_control::receive(socket.get_ref().as_fd()) {
+            Err(error) if error.is_would_block() => ready.clear_ready(),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn machine() -> (Machine, OwnedFd, oneshot::Sender<String>) {
+        let log = Logger::root(slog::Discard, slog::o!());
+        let (ours, theirs) = husk_control::socket_pair().unwrap();
+        let (dead, death) = oneshot::channel();
+        let life = async move |_| death.await.unwrap_or_default();
+        (Machine::over(ours, 77, life, &log).unwrap(), theirs, dead)
+    }
+
+    fn next(socket: &OwnedFd) -> Request {
+        husk_control::receive::<Request>(socket).unwrap().unwrap().message
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_requests_and_streams_their_listeners() {
+        let (machine, theirs, _dead) = machine();
+        let peer = tokio::task::spawn_blocking(move || {
+            let (mut first, mut second) = (next(&theirs), next(&theirs));
+            if first.request == MachineRequest::Pause {
+                std::mem::swap(&mut first, &mut second);
+            }
+            let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
+            let refused = Err("no".to_owned());
+            let reply = MachineMessage::Reply { id: second.id, result: refused };
+            husk_control::send(&theirs, &reply, &[]).unwrap();
+            let reply = MachineMessage::Reply { id: first.id, result: Ok(Reply::Done) };
+            husk_control::send(&theirs, &reply, &[]).unwrap();
+            for port in [9, 5] {
+                let event = MachineMessage::Event(Event::Connection { port });
+                husk_control::send(&theirs, &event, &[stream.as_fd()]).unwrap();
+            }
+            theirs
+        });
+        let (stream, refused) =
+            tokio::join!(machine.listen_once(5), machine.request(MachineRequest::Pause, &[]));
+        assert!(matches!(refused, Err(MachineError::Refused(text)) if text == "no"));
+        stream.unwrap().await.unwrap();
+        drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_it_said_last_is_why_it_ended() {
+        let (machine, theirs, dead) = machine();
+        let waiting = machine.request(MachineRequest::Pause, &[]);
+        let end = async {
+            let event = MachineMessage::Event(Event::Ended { reason: EndReason::Panicked });
+            husk_control::send(&theirs, &event, &[]).unwrap();
+            drop(theirs);
+            dead.send("with status 0".to_owned()).unwrap();
+            machine.end().await
+        };
+        let (answer, end) = tokio::join!(waiting, end);
+        let panicked = "the guest kernel panicked".to_owned();
+        assert_eq!(end, MachineEnd { expected: false, reason: panicked.clone() });
+        assert!(matches!(answer, Err(MachineError::Ended(reason)) if reason == panicked));
+        let later = machine.request(MachineRequest::Pause, &[]).await;
+        assert!(matches!(later, Err(MachineError::Ended(_))));
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_is_no_message_is_the_end() {
+        let (machine, theirs, dead) = machine();
+        nix::unistd::write(&theirs, b"hello").unwrap();
+        dead.send(String::new()).unwrap();
+        let end = machine.end().await;
+        assert!(end.reason.contains("not understood"), "{end:?}");
+    }
+}

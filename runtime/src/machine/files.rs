@@ -1,0 +1,100 @@
+//! The file server process.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use husk_control::{FilesConfig, FilesMessage, FilesRequest};
+use slog::{Logger, debug};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+
+use super::client::{receive, send, watched};
+use super::{Child, MachineError, Role};
+
+/// How long it may take to begin to serve.
+const START: Duration = Duration::from_secs(10);
+
+/// A file server; dropping ends it.
+#[derive(Debug)]
+pub struct FileServer {
+    // Held open: the server ends when it closes.
+    _socket: AsyncFd<OwnedFd>,
+    pid: u32,
+    kill: Arc<Notify>,
+    end: watch::Receiver<Option<String>>,
+}
+
+impl FileServer {
+    /// Starts a server of `folder` on `channels` and waits until it serves.
+    pub async fn start(
+        program: &Path,
+        folder: BorrowedFd<'_>,
+        channels: &[OwnedFd],
+        log: &Logger,
+    ) -> Result<Self, MachineError> {
+        let (child, socket) = Child::spawn(program, Role::Files, log)?;
+        let socket = watched(socket)?;
+        let mut descriptors = vec![folder];
+        descriptors.extend(channels.iter().map(std::os::fd::AsFd::as_fd));
+        let config =
+            FilesConfig { folder: 0, channels: (1..descriptors.len()).collect(), vhost_user: None };
+        send(&socket, &FilesRequest::Serve(config), &descriptors).await?;
+        let answer = tokio::time::timeout(START, receive::<FilesMessage>(&socket)).await;
+        match answer {
+            Ok(Ok(Some(packet))) => match packet.message {
+                FilesMessage::Serving => {}
+                FilesMessage::Failed { error } => {
+                    return Err(MachineError::Refused(format!("the file server failed: {error}")));
+                }
+            },
+            Ok(Ok(None)) => return Err(MachineError::Ended(child.exited().await)),
+            Ok(Err(error)) => return Err(MachineError::Control(error)),
+            Err(_) => {
+                let silence = format!("the file server does not serve after {START:?}");
+                return Err(MachineError::Refused(silence));
+            }
+        }
+        let pid = child.pid().as_raw().unsigned_abs();
+        let kill = Arc::new(Notify::new());
+        let (told, end) = watch::channel(None);
+        tokio::spawn(follow(child, Arc::clone(&kill), told, log.clone()));
+        Ok(Self { _socket: socket, pid, kill, end })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits for its end and says how it came.
+    pub async fn end(&self) -> String {
+        let mut end = self.end.clone();
+        let ended = end.wait_for(Option::is_some).await;
+        ended.ok().and_then(|how| how.clone()).unwrap_or_default()
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.kill.notify_one();
+    }
+}
+
+impl Drop for FileServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn follow(child: Child, kill: Arc<Notify>, told: watch::Sender<Option<String>>, log: Logger) {
+    let how = tokio::select! {
+        how = child.exited() => how,
+        () = kill.notified() => {
+            child.kill();
+            child.exited().await
+        }
+    };
+    debug!(log, "file server ended"; "how" => &how);
+    told.send_replace(Some(how));
+}

@@ -1,0 +1,13 @@
+//! The two roles of `husk-vmm` as seen from outside: processes, driven over control sockets.
+
+mod client;
+mod error;
+mod files;
+mod pidfd;
+mod process;
+
+pub use client::{Machine, MachineEnd};
+pub use error::MachineError;
+pub use files::FileServer;
+pub use pidfd::PidFd;
+pub use process::{Child, Role};

@@ -1,0 +1,296 @@
+//! A process of `husk-vmm`: spawned with its control socket, watched by descriptor.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use husk_control::CONTROL_FD;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, pipe2};
+use slog::{Logger, debug, info, warn};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::pidfd::watched_fd;
+use super::{MachineError, PidFd};
+use crate::lock::lock;
+
+/// Bytes of a process's error output kept for the error message.
+const TAIL: usize = 2048;
+
+/// Bytes of a process's error output that go to the log; the guest may be what causes them.
+const LOGGED: usize = 64 * 1024;
+
+/// How long the error output of an ended process is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What a process of `husk-vmm` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The virtual machine.
+    Machine,
+    /// The file server.
+    Files,
+}
+
+impl Role {
+    const fn argument(self) -> &'static std::ffi::CStr {
+        match self {
+            Self::Machine => c"machine",
+            Self::Files => c"files",
+        }
+    }
+
+    /// As it is called in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Files => "file server",
+        }
+    }
+}
+
+/// A child process. It ends by itself when its control socket closes; dropping kills it.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    role: Role,
+    pidfd: AsyncFd<PidFd>,
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    /// Changes to true when the error output is closed.
+    silent: watch::Receiver<bool>,
+}
+
+impl Child {
+    /// Starts `program` in `role` and returns it with our end of its control socket.
+    pub fn spawn(
+        program: &Path,
+        role: Role,
+        log: &Logger,
+    ) -> Result<(Self, OwnedFd), MachineError> {
+        let (ours, theirs) = husk_control::socket_pair().map_err(MachineError::Control)?;
+        let fail = |source| MachineError::Spawn { program: program.to_path_buf(), source };
+        let (errors, errors_in) = pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
+        let pid = spawn(program, role, &theirs, &errors_in).map_err(fail)?;
+        drop((theirs, errors_in));
+        let watch = |source| MachineError::Watch { program: program.to_path_buf(), source };
+        let pidfd = PidFd::open(pid).and_then(watched_fd).map_err(watch)?;
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let errors = pipe::Receiver::from_owned_fd(errors).map_err(watch)?;
+        let (closed, silent) = watch::channel(false);
+        let collecting = collect(errors, Arc::clone(&tail), role, log.clone());
+        tokio::spawn(async move {
+            collecting.await;
+            closed.send_replace(true);
+        });
+        debug!(log, "process started"; "role" => role.name(), "pid" => pid.as_raw());
+        Ok((Self { pid, role, pidfd, tail, silent }, ours))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits until it has exited, and says how, with what it last wrote to its error output.
+    pub async fn exited(&self) -> String {
+        loop {
+            let Ok(mut ready) = self.pidfd.readable().await else {
+                return format!("the {} process cannot be watched", self.role.name());
+            };
+            let how = match waitid(
+                Id::PIDFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref())),
+                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+            ) {
+                Ok(WaitStatus::StillAlive) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Ok(WaitStatus::Exited(_, status)) => format!("with status {status}"),
+                Ok(WaitStatus::Signaled(_, signal, _)) => format!("by {signal}"),
+                Ok(_) | Err(_) => "in an unknown way".to_owned(),
+            };
+            // What it wrote last may still be on its way to us; a heir may hold the pipe open.
+            let mut silent = self.silent.clone();
+            let _ = timeout(LAST_WORDS, silent.wait_for(|closed| *closed)).await;
+            let tail = self.last_words();
+            let colon = if tail.is_empty() { "" } else { ": " };
+            return format!("the {} process ended {how}{colon}{tail}", self.role.name());
+        }
+    }
+
+    /// Ends it at once. Nothing happens if it has ended already.
+    pub fn kill(&self) {
+        // ESRCH is the only way to fail: it has been waited for.
+        let _ = self.pidfd.get_ref().signal(Signal::SIGKILL);
+    }
+
+    fn last_words(&self) -> String {
+        let tail: Vec<u8> = lock(&self.tail).iter().copied().collect();
+        let text = String::from_utf8_lossy(&tail);
+        // The last lines are what it died of.
+        let lines: Vec<_> = text.lines().filter_map(last_word).rev().take(2).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+        // Killed processes go at once; WNOHANG would leave a zombie until the shim's own end.
+        let _ =
+            waitid(Id::PIDFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref())), WaitPidFlag::WEXITED);
+    }
+}
+
+/// A line of the log that `husk-vmm` writes to its error output.
+#[derive(Debug, serde::Deserialize)]
+struct LogLine {
+    msg: String,
+    level: String,
+    #[serde(default)]
+    error: String,
+}
+
+impl LogLine {
+    fn parse(line: &str) -> Option<Self> {
+        serde_json::from_str(line).ok()
+    }
+
+    fn text(&self) -> String {
+        let colon = if self.error.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}", self.msg, self.error)
+    }
+}
+
+/// What a line says of the end; nothing if it is only news.
+fn last_word(line: &str) -> Option<String> {
+    match LogLine::parse(line) {
+        Some(line) if matches!(line.level.as_str(), "INFO" | "DEBG" | "TRCE") => None,
+        Some(line) => Some(line.text()),
+        None => Some(line.trim().to_owned()).filter(|line| !line.is_empty()),
+    }
+}
+
+/// A line of the process's log in ours, as important as it was there.
+fn relay(line: &str, role: Role, log: &Logger) {
+    let role = role.name();
+    match LogLine::parse(line) {
+        None => info!(log, "{role}: {line}"),
+        Some(line) => match line.level.as_str() {
+            "CRIT" | "ERRO" | "WARN" => warn!(log, "{role}: {}", line.text()),
+            "INFO" => info!(log, "{role}: {}", line.text()),
+            _ => debug!(log, "{role}: {}", line.text()),
+        },
+    }
+}
+
+/// `posix_spawn` shares our memory until the exec: no page tables are copied.
+fn spawn(program: &Path, role: Role, control: &OwnedFd, errors: &OwnedFd) -> Result<Pid, Errno> {
+    let mut actions = PosixSpawnFileActions::init()?;
+    actions.add_open(0, c"/dev/null", OFlag::O_RDONLY, Mode::empty())?;
+    actions.add_open(1, c"/dev/null", OFlag::O_WRONLY, Mode::empty())?;
+    // In this order: `errors` may be descriptor 3 here. Same numbers lose close-on-exec.
+    actions.add_dup2(errors.as_raw_fd(), 2)?;
+    actions.add_dup2(control.as_raw_fd(), CONTROL_FD)?;
+    let mut attributes = PosixSpawnAttr::init()?;
+    attributes.set_sigmask(&SigSet::empty())?;
+    let mut default = SigSet::empty();
+    default.add(Signal::SIGPIPE);
+    attributes.set_sigdefault(&default)?;
+    attributes.set_flags(
+        PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+    )?;
+    let name = CString::new(program.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let arguments = [name.as_c_str(), role.argument()];
+    posix_spawn(program, &actions, &attributes, &arguments, &[] as &[&std::ffi::CStr])
+}
+
+/// Keeps the tail of the error output and logs its lines, up to a limit.
+async fn collect(errors: pipe::Receiver, tail: Arc<Mutex<VecDeque<u8>>>, role: Role, log: Logger) {
+    let mut budget = LOGGED;
+    let mut buffer = vec![0; TAIL];
+    let mut line = Vec::new();
+    while errors.readable().await.is_ok() {
+        let length = match errors.try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => return,
+        };
+        {
+            let mut tail = lock(&tail);
+            tail.extend(&buffer[..length]);
+            let excess = tail.len().saturating_sub(TAIL);
+            tail.drain(..excess);
+        }
+        // A line comes in pieces, as its writer pleases.
+        for byte in &buffer[..length] {
+            if *byte == b'\n' || line.len() == TAIL {
+                if let Some(left) = budget.checked_sub(line.len()) {
+                    budget = left;
+                    relay(&String::from_utf8_lossy(&line), role, &log);
+                }
+                line.clear();
+            }
+            if *byte != b'\n' {
+                line.push(*byte);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Logger {
+        Logger::root(slog::Discard, slog::o!())
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let error = Child::spawn(Path::new("/nowhere/husk-vmm"), Role::Machine, &log());
+        assert_eq!(error.unwrap_err().to_string(), "cannot start /nowhere/husk-vmm");
+    }
+
+    #[tokio::test]
+    async fn says_how_it_ended() {
+        let (child, _control) = Child::spawn(Path::new("/bin/ls"), Role::Files, &log()).unwrap();
+        let how = child.exited().await;
+        assert!(how.contains("the file server process ended with status 2: "), "{how}");
+        assert!(how.contains("files"), "{how}");
+    }
+
+    #[test]
+    fn only_what_went_wrong_is_a_last_word() {
+        let line = |level| format!(r#"{{"msg":"a","level":"{level}","error":"b","pid":1}}"#);
+        assert_eq!(last_word(&line("INFO")), None);
+        assert_eq!(last_word(&line("ERRO")).unwrap(), "a: b");
+        assert_eq!(last_word("thread panicked ").unwrap(), "thread panicked");
+        assert_eq!(last_word(" "), None);
+    }
+
+    #[tokio::test]
+    async fn can_be_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("sleeper");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let (child, _control) = Child::spawn(&program, Role::Machine, &log()).unwrap();
+        child.kill();
+        assert_eq!(child.exited().await, "the machine process ended by SIGKILL");
+    }
+}

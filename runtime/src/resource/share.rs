@@ -1,0 +1,84 @@
+//! A container's part of the shared folder: `<id>/rootfs` and `<id>/mounts/<n>`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use super::volume::BoundVolume;
+use super::{Folder, MountOptionsError, Rootfs, RootfsMount, Volume};
+
+/// Why a container's files could not be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    /// A folder or file of ours could not be made.
+    #[error("cannot make {path}")]
+    Place {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A volume's source cannot be looked at.
+    #[error("cannot use {path}")]
+    Source {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A mount failed.
+    #[error("cannot mount {what} on {target}")]
+    Mount {
+        /// What.
+        what: String,
+        /// Where.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// A mount option that cannot be granted.
+    #[error(transparent)]
+    Options(#[from] MountOptionsError),
+    /// A mount's place inside the root file system leads out of it.
+    #[error("the mount target {0} leads out of the root file system")]
+    OutsideTarget(String),
+}
+
+/// A container's part of the shared folder. Dropping unmounts everything in reverse and removes
+/// the folders.
+#[derive(Debug)]
+pub struct ContainerShare {
+    // In the order of dropping.
+    _volumes: Vec<BoundVolume>,
+    _rootfs: Rootfs,
+    _folders: [Folder; 3],
+}
+
+impl ContainerShare {
+    /// Lays out the container `id` in the shared folder.
+    pub fn create(
+        share: &Path,
+        id: &str,
+        rootfs: &[RootfsMount],
+        volumes: &[Volume],
+    ) -> Result<Self, ResourceError> {
+        let make = |path: PathBuf| {
+            Folder::create(path.clone()).map_err(|source| ResourceError::Place { path, source })
+        };
+        let container = make(share.join(id))?;
+        let root = make(container.path().join("rootfs"))?;
+        let mounts = make(container.path().join("mounts"))?;
+        let rootfs = Rootfs::mount(rootfs, root.path())?;
+        let mut bound = Vec::with_capacity(volumes.len());
+        for (number, volume) in volumes.iter().enumerate() {
+            let target = mounts.path().join(number.to_string());
+            bound.push(BoundVolume::bind(volume, target)?);
+        }
+        // Inner folders go before the outer one.
+        Ok(Self { _volumes: bound, _rootfs: rootfs, _folders: [mounts, root, container] })
+    }
+}

@@ -1,0 +1,244 @@
+//! From nothing to a sandbox whose agent is ready.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use husk_agent_protocols::AGENT_PORT;
+use husk_agent_protocols::agent::StartSandboxRequest;
+use husk_configuration::Configuration;
+use husk_control::MachineRequest;
+use slog::{Logger, info};
+use tokio::net::UnixStream;
+
+use super::boot::{BootParts, SHARE_TAG, last_words};
+use super::{Sandbox, SandboxError};
+use crate::agent_client::AgentClient;
+use crate::container::{Follower, Observer};
+use crate::machine::{FileServer, Machine, MachineError};
+use crate::resource::Folder;
+use crate::state::{ProcessRecord, Record, sandbox_folder};
+
+/// Bytes of the host's randomness for the guest's pool.
+const ENTROPY: usize = 64;
+
+/// A sandbox to be created.
+#[derive(Debug, Clone)]
+pub struct SandboxRequest {
+    /// Where sandboxes have their folders; [`crate::state::ROOT`] but for tests.
+    pub root: PathBuf,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub id: String,
+    /// The guest's host name; empty for the host's.
+    pub hostname: String,
+    /// The settings.
+    pub configuration: Configuration,
+    /// Annotations of the container that brings the sandbox about.
+    pub annotations: BTreeMap<String, String>,
+    /// Parameters of the network, which is the sandbox's.
+    pub sysctls: BTreeMap<String, String>,
+    /// The shim's socket, for the record.
+    pub socket: Option<PathBuf>,
+}
+
+/// The sandbox's place on the host; dropping removes it.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) share: Folder,
+    folder: Folder,
+    namespace: PathBuf,
+    root: PathBuf,
+}
+
+impl Place {
+    fn create(request: &SandboxRequest) -> Result<Self, SandboxError> {
+        let path = sandbox_folder(&request.root, &request.namespace, &request.id);
+        let namespace = request.root.join(&request.namespace);
+        let make = |path: &Path, result: io::Result<Folder>| {
+            result.map_err(|source| SandboxError::Folder { path: path.to_path_buf(), source })
+        };
+        // Another sandbox's end may take the outer folders away between the two steps.
+        let folder = loop {
+            std::fs::create_dir_all(&namespace)
+                .map_err(|source| SandboxError::Folder { path: namespace.clone(), source })?;
+            match Folder::create(path.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => break make(&path, result)?,
+            }
+        };
+        let share = path.join("share");
+        let share = make(&share, Folder::create(share.clone()))?;
+        Ok(Self { share, folder, namespace, root: request.root.clone() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        Record::remove(self.path());
+        let _ = std::fs::remove_file(self.path().join("console.log"));
+        // Fields are dropped after this; removing twice does no harm.
+        let _ = std::fs::remove_dir(self.share.path());
+        let _ = std::fs::remove_dir(self.path());
+        let _ = std::fs::remove_dir(&self.namespace);
+        let _ = std::fs::remove_dir(&self.root);
+    }
+}
+
+impl Sandbox {
+    /// Creates a sandbox and waits until its agent is ready.
+    pub async fn create(
+        request: SandboxRequest,
+        observer: Arc<dyn Observer>,
+        log: &Logger,
+    ) -> Result<Arc<Self>, SandboxError> {
+        let configuration = request.configuration.clone().with_annotations(&request.annotations)?;
+        let program = configuration.vmm_program()?;
+        let place = Place::create(&request)?;
+        let (parts, channels) = BootParts::open(&configuration, place.path())?;
+        let machine = Arc::new(Machine::start(program, log).map_err(SandboxError::Machine)?);
+        let sandbox = async {
+            let share = open_folder(place.share.path())?;
+            let (agent, files) = tokio::try_join!(
+                boot(&machine, &parts, &configuration),
+                serve(program, &share, channels, log),
+            )?;
+            write_record(&request, &place, &machine, &files)?;
+            let started = start_sandbox(&agent, &request);
+            let release = lost_or(&machine, &parts, started).await?.map_err(SandboxError::Agent)?;
+            info!(log, "sandbox ready"; "guest" => release);
+            Ok((agent, files))
+        };
+        match sandbox.await {
+            Ok((agent, files)) => {
+                let follower =
+                    Follower::new(&request.id, Arc::clone(&machine), agent, observer, log.clone());
+                Ok(Sandbox::new(follower, files, place, log))
+            }
+            Err(error) => {
+                // Gone before the folder goes and before anyone hears of the error.
+                machine.kill();
+                machine.end().await;
+                drop(place);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Boots the machine and waits for the agent's call.
+async fn boot(
+    machine: &Machine,
+    parts: &BootParts,
+    configuration: &Configuration,
+) -> Result<AgentClient, SandboxError> {
+    let call = machine.listen_once(AGENT_PORT).await.map_err(SandboxError::Machine)?;
+    let request = MachineRequest::Boot(Box::new(parts.config()));
+    let booted = machine.request(request, &parts.descriptors()).await;
+    booted.map_err(SandboxError::Machine)?;
+    let seconds = configuration.machine.start_timeout;
+    let limit = Duration::from_secs(seconds.into());
+    let stream = match tokio::time::timeout(limit, call).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(_)) => {
+            let reason = machine.end().await.reason;
+            return Err(SandboxError::Ended(reason + &last_words(parts.console_log.as_deref())));
+        }
+        Err(_) => {
+            let console = last_words(parts.console_log.as_deref());
+            return Err(SandboxError::Silent { seconds, console });
+        }
+    };
+    let stream = std::os::unix::net::UnixStream::from(stream);
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .map(AgentClient::new)
+        .map_err(|source| SandboxError::Folder { path: "the agent's stream".into(), source })
+}
+
+async fn serve(
+    program: &Path,
+    share: &File,
+    channels: Vec<std::os::fd::OwnedFd>,
+    log: &Logger,
+) -> Result<FileServer, SandboxError> {
+    FileServer::start(program, share.as_fd(), &channels, log).await.map_err(SandboxError::Machine)
+}
+
+/// The result of `call`, unless the machine ends before.
+async fn lost_or<T>(
+    machine: &Machine,
+    parts: &BootParts,
+    call: impl Future<Output = T>,
+) -> Result<T, SandboxError> {
+    tokio::select! {
+        biased;
+        result = call => Ok(result),
+        end = machine.end() => {
+            let reason = end.reason + &last_words(parts.console_log.as_deref());
+            Err(SandboxError::Ended(reason))
+        }
+    }
+}
+
+async fn start_sandbox(
+    agent: &AgentClient,
+    request: &SandboxRequest,
+) -> Result<String, crate::agent_client::AgentError> {
+    let mut call = StartSandboxRequest::new();
+    call.sandbox_id.clone_from(&request.id);
+    // Like under runc, where a container without a name of its own has the host's.
+    call.hostname = match request.hostname.as_str() {
+        "" => nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    };
+    SHARE_TAG.clone_into(&mut call.share_tag);
+    call.sysctls = request.sysctls.clone().into_iter().collect();
+    call.entropy = entropy().unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    call.clock_nanoseconds = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    Ok(agent.start_sandbox(&call).await?.kernel_release)
+}
+
+fn entropy() -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; ENTROPY];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn open_folder(path: &Path) -> Result<File, SandboxError> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+        .map_err(|source| SandboxError::Folder { path: path.to_path_buf(), source })
+}
+
+fn write_record(
+    request: &SandboxRequest,
+    place: &Place,
+    machine: &Machine,
+    files: &FileServer,
+) -> Result<(), SandboxError> {
+    let pids = [std::process::id(), machine.pid(), files.pid()];
+    let processes = pids.into_iter().filter_map(ProcessRecord::of).collect();
+    Record { processes, socket: request.socket.clone() }.write(place.path())?;
+    Ok(())
+}
+
+impl From<MachineError> for SandboxError {
+    fn from(error: MachineError) -> Self {
+        Self::Machine(error)
+    }
+}

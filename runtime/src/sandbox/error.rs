@@ -1,0 +1,59 @@
+//! Why a sandbox could not be had.
+
+use std::io;
+use std::path::PathBuf;
+
+use husk_configuration::ConfigurationError;
+
+use crate::agent_client::AgentError;
+use crate::machine::MachineError;
+use crate::state::RecordError;
+
+/// Why a sandbox could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The settings.
+    #[error("Husk's configuration")]
+    Configuration(#[from] ConfigurationError),
+    /// A folder or file of the sandbox's.
+    #[error("cannot make {path}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The bundle that brings the sandbox about.
+    #[error("the bundle's {path}")]
+    Bundle {
+        /// Which file of it.
+        path: PathBuf,
+        /// Why it cannot be used.
+        #[source]
+        source: io::Error,
+    },
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// `/dev/kvm`.
+    #[error("cannot open /dev/kvm; run `husk check` to see what this host lacks")]
+    Kvm(#[source] io::Error),
+    /// The machine or its file server.
+    #[error("cannot start the sandbox")]
+    Machine(#[source] MachineError),
+    /// The machine ended before the agent was ready.
+    #[error("the sandbox's machine ended before its agent was ready: {0}")]
+    Ended(String),
+    /// The agent did not call.
+    #[error("the guest's agent did not call within {seconds} s (machine.start_timeout){console}")]
+    Silent {
+        /// How long it was awaited.
+        seconds: u16,
+        /// What the guest's console showed last.
+        console: String,
+    },
+    /// The agent could not set up the sandbox.
+    #[error("the guest's agent could not set up the sandbox")]
+    Agent(#[source] AgentError),
+}

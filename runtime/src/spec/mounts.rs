@@ -1,0 +1,107 @@
+//! `mounts`: file systems of the kernel's are the guest's; binds go through the shared folder.
+
+use std::io;
+use std::path::Path;
+
+use oci_spec::runtime::Mount;
+
+use super::error::{SpecError, refused};
+use super::translate::some;
+use crate::resource::{Volume, VolumeKind};
+
+/// File systems that the guest's kernel makes itself.
+const GUEST_KINDS: [&str; 8] =
+    ["proc", "sysfs", "devpts", "tmpfs", "mqueue", "cgroup", "cgroup2", "ramfs"];
+
+/// Devices every container has; a bind of one is a bind of the guest's own.
+const GUEST_DEVICES: [&str; 6] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
+/// What /dev/shm gets when it was to be shared with the host.
+const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+
+/// Translates the list in place and returns what has to be bound into `folder`, by position.
+pub(super) fn translate(
+    mounts: &mut [Mount],
+    folder: &Path,
+    look: impl Fn(&Path) -> io::Result<VolumeKind>,
+) -> Result<Vec<Volume>, SpecError> {
+    let mut volumes = Vec::new();
+    for (number, mount) in mounts.iter_mut().enumerate() {
+        let field = format!("mounts[{number}]");
+        if some(mount.uid_mappings()) || some(mount.gid_mappings()) {
+            return Err(refused(field, "mounts with id mappings"));
+        }
+        if !is_bind(mount) {
+            match mount.typ().as_deref() {
+                Some(kind) if GUEST_KINDS.contains(&kind) => continue,
+                Some("shm") => mount.set_typ(Some("tmpfs".to_owned())),
+                kind => {
+                    let kind = kind.unwrap_or("none");
+                    let reason =
+                        format!("a mount of type {kind}; mount it on the host and bind the folder");
+                    return Err(refused(field, reason));
+                }
+            };
+            continue;
+        }
+        if mount.destination() == Path::new("/dev/shm") {
+            // Memory of the host's cannot be shared with processes in another kernel.
+            mount.set_typ(Some("tmpfs".to_owned()));
+            mount.set_source(Some("shm".into()));
+            mount.set_options(Some(SHM_OPTIONS.map(str::to_owned).to_vec()));
+            continue;
+        }
+        if let Some(volume) = bind(mount, &field, &look)? {
+            mount.set_source(Some(folder.join(volumes.len().to_string())));
+            mount.set_typ(Some("bind".to_owned()));
+            volumes.push(volume);
+        }
+    }
+    Ok(volumes)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+}
+
+/// The volume behind a bind; none if it is a device of the guest's.
+fn bind(
+    mount: &Mount,
+    field: &str,
+    look: impl Fn(&Path) -> io::Result<VolumeKind>,
+) -> Result<Option<Volume>, SpecError> {
+    let path = mount.source().clone().ok_or_else(|| refused(field, "a bind without a source"))?;
+    let options = mount.options().clone().unwrap_or_default();
+    if let Some(shared) = options.iter().find(|o| matches!(o.as_str(), "shared" | "rshared")) {
+        let reason = format!("{shared}: mounts made in the guest cannot reach the host");
+        return Err(refused(field, reason));
+    }
+    let kind = look(&path).map_err(|source| SpecError::Source {
+        field: field.to_owned(),
+        path: path.clone(),
+        source,
+    })?;
+    match kind {
+        VolumeKind::Folder | VolumeKind::File => {}
+        VolumeKind::Device if GUEST_DEVICES.iter().any(|device| path == Path::new(device)) => {
+            return Ok(None);
+        }
+        VolumeKind::Device => {
+            let reason = format!("{} is a device of the host's", path.display());
+            return Err(refused(field, reason));
+        }
+        VolumeKind::Endpoint => {
+            let reason = format!(
+                "{} is a socket or FIFO; its other end is out of the guest's reach",
+                path.display()
+            );
+            return Err(refused(field, reason));
+        }
+    }
+    // On the host only what protects the host: the rest is the guest's business.
+    let host = |option: &&String| matches!(option.as_str(), "ro" | "rw" | "bind" | "rbind");
+    let options = options.iter().filter(host).cloned().collect();
+    Ok(Some(Volume { source: path, options }))
+}

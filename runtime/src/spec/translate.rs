@@ -1,0 +1,369 @@
+//! The spec as a whole.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use husk_agent_protocols::SHARE_PATH;
+use oci_spec::runtime::{Hooks, Spec};
+
+use super::error::{SpecError, refuse_if, refused};
+use super::{linux, mounts, process};
+use crate::resource::{Volume, VolumeKind};
+
+/// A container as the guest is to see it, and what the host has to lay into the shared folder.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// With the guest's paths.
+    pub spec: Spec,
+    /// Bound to `mounts/<position>`.
+    pub volumes: Vec<Volume>,
+    /// Parameters of the network, which is the sandbox's: taken out of the spec.
+    pub sandbox_sysctls: BTreeMap<String, String>,
+    /// The root file system on the host, for containers that bring no mounts for it.
+    pub root: PathBuf,
+}
+
+/// Translates the spec of container `id`, whose bundle is the folder `bundle`.
+pub fn translate(spec: Spec, id: &str, bundle: &Path) -> Result<GuestSpec, SpecError> {
+    translate_with(spec, id, bundle, VolumeKind::of)
+}
+
+/// `look` says what a path on the host is.
+pub(super) fn translate_with(
+    mut spec: Spec,
+    id: &str,
+    bundle: &Path,
+    look: impl Fn(&Path) -> io::Result<VolumeKind>,
+) -> Result<GuestSpec, SpecError> {
+    refuse_if(spec.windows().is_some(), "windows", "Husk runs Linux containers")?;
+    refuse_if(spec.solaris().is_some(), "solaris", "Husk runs Linux containers")?;
+    refuse_if(spec.zos().is_some(), "zos", "Husk runs Linux containers")?;
+    refuse_if(spec.vm().is_some(), "vm", "the machine is set in husk.toml")?;
+    let no_users = "user namespaces are not supported; the machine is the boundary";
+    refuse_if(some(spec.uid_mappings()), "uidMappings", no_users)?;
+    refuse_if(some(spec.gid_mappings()), "gidMappings", no_users)?;
+    if let Some(hooks) = spec.hooks() {
+        refuse_hooks(hooks)?;
+    }
+    let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
+    let host_root = bundle.join(root.path());
+    let container = Path::new(SHARE_PATH).join(id);
+    // Not built anew: what is left out means false here, but read-only to the builder.
+    let mut guest_root = root.clone();
+    guest_root.set_path(container.join("rootfs"));
+    guest_root.set_readonly(Some(root.readonly().unwrap_or(false)));
+    spec.set_root(Some(guest_root));
+    let mut init = spec.process().clone().ok_or(SpecError::Missing("process"))?;
+    process::translate_process(&mut init, "process")?;
+    spec.set_process(Some(init));
+    let mut volumes = Vec::new();
+    if let Some(list) = spec.mounts_mut() {
+        volumes = mounts::translate(list, &container.join("mounts"), look)?;
+    }
+    let mut settings = match spec.linux().clone() {
+        Some(settings) => settings,
+        // Not the type's default, which is full of settings.
+        None => serde_json::from_str("{}").map_err(SpecError::Json)?,
+    };
+    let sandbox_sysctls = linux::take_network_sysctls(&mut settings);
+    linux::translate(&mut settings, id)?;
+    spec.set_linux(Some(settings));
+    Ok(GuestSpec { spec, volumes, sandbox_sysctls, root: host_root })
+}
+
+impl GuestSpec {
+    /// Refuses parameters of the network: for containers that join a sandbox of another's.
+    pub fn refuse_sandbox_sysctls(&self) -> Result<(), SpecError> {
+        match self.sandbox_sysctls.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let reason = "the network is the sandbox's; set it there";
+                Err(refused(format!("linux.sysctl.{name}"), reason))
+            }
+        }
+    }
+}
+
+pub(super) fn some<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
+}
+
+fn refuse_hooks(hooks: &Hooks) -> Result<(), SpecError> {
+    // `prestart` is deprecated but what Docker still sends.
+    #[allow(deprecated)]
+    let prestart = hooks.prestart();
+    for (name, list) in [
+        ("prestart", prestart),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        if let Some(hook) = list.iter().flatten().next() {
+            let reason = format!("hooks are not run yet ({})", hook.path().display());
+            return Err(refused(format!("hooks.{name}"), reason));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn look(path: &Path) -> io::Result<VolumeKind> {
+        match path.to_str().unwrap() {
+            "/host/folder" => Ok(VolumeKind::Folder),
+            "/host/file" | "/run/shm-of-pod" => Ok(VolumeKind::File),
+            "/host/socket" => Ok(VolumeKind::Endpoint),
+            "/dev/null" | "/dev/sda" => Ok(VolumeKind::Device),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn base() -> Value {
+        json!({
+            "ociVersion": "1.1.0",
+            "root": {"path": "rootfs", "readonly": true},
+            "process": {
+                "user": {"uid": 7, "gid": 8, "umask": 18, "additionalGids": [9, 10]},
+                "args": ["a b", "c\nd"], "env": ["X=1"], "cwd": "/w",
+                "noNewPrivileges": true, "oomScoreAdj": 5,
+                "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 9, "soft": 8}],
+                "capabilities": {"bounding": ["CAP_CHOWN"], "ambient": ["CAP_KILL"]},
+            },
+            "hostname": "h",
+            "linux": {},
+        })
+    }
+
+    fn run(spec: Value) -> Result<(Value, GuestSpec), SpecError> {
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let guest = translate_with(spec, "c1", Path::new("/bundle"), look)?;
+        Ok((serde_json::to_value(&guest.spec).unwrap(), guest))
+    }
+
+    /// The base with `value` at the JSON pointer `place`.
+    fn with(place: &str, value: Value) -> Value {
+        let mut spec = base();
+        let (parent, name) = place.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[name] = value;
+        spec
+    }
+
+    fn refusal(place: &str, value: Value) -> String {
+        match run(with(place, value)) {
+            Err(error @ SpecError::Refused { .. }) => error.to_string(),
+            Err(error @ SpecError::Source { .. }) => error.to_string(),
+            other => panic!("{place} was not refused: {:?}", other.map(|(spec, _)| spec)),
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_process_is_passed_on() {
+        let (spec, guest) = run(base()).unwrap();
+        assert_eq!(spec["process"], base()["process"]);
+        assert_eq!(spec["hostname"], "h");
+        assert_eq!(spec["root"], json!({"path": "/run/husk/share/c1/rootfs", "readonly": true}));
+        assert_eq!(guest.root, Path::new("/bundle/rootfs"));
+    }
+
+    #[test]
+    fn a_root_that_does_not_say_is_writable() {
+        let (spec, _) = run(with("/root", json!({"path": "rootfs"}))).unwrap();
+        assert_eq!(spec["root"]["readonly"], false);
+        let mut bare = base();
+        bare.as_object_mut().unwrap().remove("linux");
+        let (spec, _) = run(bare).unwrap();
+        let linux = spec["linux"].as_object().unwrap();
+        let fields: Vec<_> = linux.keys().collect();
+        assert_eq!(fields, ["cgroupsPath", "namespaces"]);
+    }
+
+    #[test]
+    fn labels_of_the_hosts_security_modules_are_ignored() {
+        let (spec, _) = run(with("/process/apparmorProfile", json!("x"))).unwrap();
+        assert_eq!(spec["process"].get("apparmorProfile"), None);
+        let (spec, _) = run(with("/process/selinuxLabel", json!("x"))).unwrap();
+        assert_eq!(spec["process"].get("selinuxLabel"), None);
+        let (spec, _) = run(with("/linux/mountLabel", json!("x"))).unwrap();
+        assert_eq!(spec["linux"].get("mountLabel"), None);
+    }
+
+    #[test]
+    fn namespaces_are_fresh_ones_of_the_guests() {
+        let namespaces = json!([
+            {"type": "network", "path": "/var/run/netns/x"},
+            {"type": "ipc", "path": "/proc/5/ns/ipc"},
+            {"type": "mount"},
+        ]);
+        let (spec, _) = run(with("/linux/namespaces", namespaces)).unwrap();
+        let expected = json!([
+            {"type": "mount"}, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"},
+            {"type": "cgroup"},
+        ]);
+        assert_eq!(spec["linux"]["namespaces"], expected);
+        assert_eq!(spec["linux"]["cgroupsPath"], "/husk/c1");
+        for kind in ["user", "time"] {
+            let text = refusal("/linux/namespaces", json!([{"type": kind}]));
+            assert!(text.starts_with("linux.namespaces[0] is not supported"), "{text}");
+        }
+    }
+
+    #[test]
+    fn binds_go_through_the_share_and_the_rest_is_passed_on() {
+        let mounts = json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=64m"]},
+            {"destination": "/f", "type": "bind", "source": "/host/file", "options": ["ro"]},
+            {"destination": "/d", "type": "none", "source": "/host/folder", "options": ["rbind"]},
+            {"destination": "/mask", "type": "bind", "source": "/dev/null"},
+        ]);
+        let (spec, guest) = run(with("/mounts", mounts.clone())).unwrap();
+        assert_eq!(spec["mounts"][0], mounts[0]);
+        assert_eq!(spec["mounts"][1], mounts[1]);
+        assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/c1/mounts/0");
+        assert_eq!(spec["mounts"][3]["source"], "/run/husk/share/c1/mounts/1");
+        assert_eq!(spec["mounts"][4]["source"], "/dev/null");
+        let sources: Vec<_> = guest.volumes.iter().map(|volume| &volume.source).collect();
+        assert_eq!(sources, [Path::new("/host/file"), Path::new("/host/folder")]);
+        assert_eq!(guest.volumes[0].options, ["ro"]);
+    }
+
+    #[test]
+    fn shared_memory_is_the_guests_own() {
+        let mounts = json!([
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+             "options": ["rbind", "ro"]},
+        ]);
+        let (spec, guest) = run(with("/mounts", mounts)).unwrap();
+        assert_eq!(spec["mounts"][0]["type"], "tmpfs");
+        assert!(guest.volumes.is_empty());
+    }
+
+    #[test]
+    fn mounts_that_cannot_be_are_refused() {
+        for (mount, part) in [
+            (json!({"destination": "/x", "type": "bind", "source": "/host/socket"}), "socket"),
+            (json!({"destination": "/x", "type": "bind", "source": "/dev/sda"}), "device"),
+            (json!({"destination": "/x", "type": "bind", "source": "/host/none"}), "cannot use"),
+            (json!({"destination": "/x", "type": "nfs", "source": "h:/x"}), "nfs"),
+            (
+                json!({"destination": "/x", "type": "bind", "source": "/host/folder",
+                       "options": ["rbind", "rshared"]}),
+                "rshared",
+            ),
+            (
+                json!({"destination": "/x", "type": "bind", "source": "/host/folder",
+                       "uidMappings": [{"hostID": 1, "containerID": 1, "size": 1}]}),
+                "mappings",
+            ),
+        ] {
+            let text = refusal("/mounts", json!([mount]));
+            assert!(text.starts_with("mounts[0]") && text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_passed_on_as_far_as_the_guest_has_them() {
+        let resources = json!({
+            "memory": {"limit": 1000, "swap": 2000, "reservation": 5, "swappiness": 3},
+            "cpu": {"shares": 512, "quota": 5, "period": 6, "cpus": "0-3", "mems": "0"},
+            "pids": {"limit": 9},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "blockIO": {"weight": 10},
+            "network": {"classID": 0},
+            "unified": {"memory.high": "5"},
+        });
+        let (spec, _) = run(with("/linux/resources", resources)).unwrap();
+        let expected = json!({
+            "memory": {"limit": 1000, "reservation": 5},
+            "cpu": {"shares": 512, "quota": 5, "period": 6},
+            "pids": {"limit": 9},
+            "unified": {"memory.high": "5"},
+        });
+        assert_eq!(spec["linux"]["resources"], expected);
+    }
+
+    #[test]
+    fn limits_the_guest_has_not_are_refused() {
+        for (resources, field) in [
+            (json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}), "hugepageLimits"),
+            (json!({"cpu": {"realtimeRuntime": 1}}), "cpu.realtimeRuntime"),
+            (json!({"memory": {"disableOOMKiller": true}}), "memory.disableOOMKiller"),
+            (json!({"network": {"classID": 5}}), "network.classID"),
+            (json!({"rdma": {"mlx5": {"hcaHandles": 1}}}), "rdma"),
+            (
+                json!({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}),
+                "blockIO.throttleReadBpsDevice",
+            ),
+        ] {
+            let text = refusal("/linux/resources", resources);
+            assert!(text.starts_with(&format!("linux.resources.{field}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_are_the_guests() {
+        let zero = json!({"path": "/dev/zero", "type": "c", "major": 1, "minor": 5});
+        let disk = json!({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0});
+        let (spec, _) = run(with("/linux/devices", json!([zero]))).unwrap();
+        assert_eq!(spec["linux"]["devices"].as_array().unwrap().len(), 1);
+        let text = refusal("/linux/devices", json!([zero, disk]));
+        assert!(text.starts_with("linux.devices[1] is not supported: /dev/sda"), "{text}");
+        // A privileged container lists all of the host's: it gets what the guest has.
+        let mut spec = with("/linux/devices", json!([zero, disk]));
+        spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        let (spec, _) = run(spec).unwrap();
+        assert_eq!(spec["linux"]["devices"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_has_no_meaning_in_a_machine_is_refused() {
+        let hook = json!([{"path": "/bin/hook"}]);
+        let mapping = json!([{"hostID": 1, "containerID": 1, "size": 1}]);
+        for (place, value, field) in [
+            ("/hooks", json!({"prestart": hook}), "hooks.prestart"),
+            ("/hooks", json!({"poststop": hook}), "hooks.poststop"),
+            ("/linux/uidMappings", mapping.clone(), "linux.uidMappings"),
+            ("/linux/gidMappings", mapping, "linux.gidMappings"),
+            ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}),
+                "linux.seccomp.listenerPath",
+            ),
+            ("/process/execCPUAffinity", json!({"initial": "1"}), "process.execCPUAffinity"),
+            ("/process/args", json!([]), "process.args"),
+        ] {
+            let text = refusal(place, value);
+            assert!(text.starts_with(&format!("{field} is not supported: ")), "{text}");
+        }
+        assert!(run(with("/hooks", json!({"prestart": []}))).is_ok());
+    }
+
+    #[test]
+    fn seccomp_and_paths_are_passed_whole() {
+        let seccomp = json!({
+            "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}],
+        });
+        let mut spec = with("/linux/seccomp", seccomp.clone());
+        spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+        spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "5"});
+        let (spec, guest) = run(spec).unwrap();
+        assert_eq!(spec["linux"]["seccomp"], seccomp);
+        assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/kcore"]));
+        assert_eq!(spec["linux"]["readonlyPaths"], json!(["/proc/sys"]));
+        assert_eq!(spec["linux"]["sysctl"], json!({"kernel.msgmax": "5"}));
+        assert_eq!(guest.sandbox_sysctls["net.ipv4.ip_forward"], "1");
+        let text = guest.refuse_sandbox_sysctls().unwrap_err().to_string();
+        assert!(text.starts_with("linux.sysctl.net.ipv4.ip_forward is not"), "{text}");
+    }
+}

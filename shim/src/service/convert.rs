@@ -1,0 +1,133 @@
+//! The border: containerd's messages on one side, the runtime's types on the other.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest, Mount, Status};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use husk_runtime::container::{self, CreateRequest, ExecRequest, GuestProcess};
+use husk_runtime::io::StdioPaths;
+use husk_runtime::resource::RootfsMount;
+use husk_runtime::spec::{self, SpecError, translate_process};
+use oci_spec::runtime::Process;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+
+use crate::error::ServiceError;
+
+/// What is to be created, and the fields of its spec that nobody here knows.
+pub(super) fn create_request(
+    request: &CreateTaskRequest,
+) -> Result<(CreateRequest, Vec<String>), ServiceError> {
+    if !request.checkpoint.is_empty() {
+        return Err(ServiceError::Unimplemented("creating a task from a checkpoint"));
+    }
+    let bundle = Path::new(&request.bundle);
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path)
+        .map_err(|error| ServiceError::Invalid(format!("{}: {error}", path.display())))?;
+    let (spec, unknown) =
+        spec::parse(&text).map_err(|error| ServiceError::Container(error.into()))?;
+    let wanted = CreateRequest {
+        id: request.id.clone(),
+        bundle: bundle.to_path_buf(),
+        spec,
+        rootfs: request.rootfs.iter().map(mount).collect(),
+        stdio: StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        },
+    };
+    Ok((wanted, unknown))
+}
+
+pub(super) fn exec_request(request: &ExecProcessRequest) -> Result<ExecRequest, ServiceError> {
+    let any = request.spec.as_ref().ok_or(ServiceError::Invalid("no process spec".to_owned()))?;
+    let json = |error| ServiceError::Container(SpecError::Json(error).into());
+    let mut spec: Process = serde_json::from_slice(&any.value).map_err(json)?;
+    translate_process(&mut spec, "process")
+        .map_err(|error| ServiceError::Container(error.into()))?;
+    Ok(ExecRequest {
+        exec_id: request.exec_id.clone(),
+        spec,
+        stdio: StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        },
+    })
+}
+
+fn mount(mount: &Mount) -> RootfsMount {
+    RootfsMount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+    }
+}
+
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        // Below 10^9.
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+        ..Timestamp::default()
+    }
+}
+
+pub(super) fn status(status: container::Status) -> Status {
+    match status {
+        container::Status::Created => Status::CREATED,
+        container::Status::Running => Status::RUNNING,
+        container::Status::Stopped => Status::STOPPED,
+    }
+}
+
+/// A process of the guest's; one that was exec'd says which it is.
+pub(super) fn process_info(entry: GuestProcess) -> api::ProcessInfo {
+    let details = (!entry.exec_id.is_empty()).then(|| {
+        let details = ProcessDetails { exec_id: entry.exec_id, ..ProcessDetails::default() };
+        Any {
+            type_url: "containerd.runc.v1.ProcessDetails".to_owned(),
+            // Cannot fail: the message has no required fields.
+            value: details.write_to_bytes().unwrap_or_default(),
+            ..Any::default()
+        }
+    });
+    api::ProcessInfo { pid: entry.pid, info: details.into(), ..api::ProcessInfo::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times() {
+        let time = timestamp(UNIX_EPOCH + Duration::new(5, 7));
+        assert_eq!((time.seconds, time.nanos), (5, 7));
+        assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(1)).seconds, 0);
+    }
+
+    #[test]
+    fn a_missing_spec_is_named() {
+        let request = CreateTaskRequest { bundle: "/nowhere".to_owned(), ..Default::default() };
+        let error = create_request(&request).unwrap_err().to_string();
+        assert!(error.starts_with("/nowhere/config.json: "), "{error}");
+    }
+
+    #[test]
+    fn an_exec_without_a_command_is_refused() {
+        let process = br#"{"user":{"uid":0,"gid":0},"args":[],"cwd":"/"}"#;
+        let any = Any { value: process.to_vec(), ..Any::default() };
+        let request = ExecProcessRequest { spec: Some(any).into(), ..Default::default() };
+        let error = exec_request(&request).unwrap_err().to_string();
+        assert!(error.contains("process.args"), "{error}");
+    }
+}
