@@ -1,0 +1,228 @@
+//! What a process is given: arguments, environment, identity, rights, limits.
+
+use anyhow::{Result, ensure};
+use husk_tests::containerd::{Run, Runtime};
+use serde_json::json;
+
+use crate::Case;
+
+pub const CASES: &[Case] = &[
+    ("process::arguments", arguments),
+    ("process::environment_of_128_kib", environment),
+    ("process::user_with_groups", user_with_groups),
+    ("process::user_by_id", user_by_id),
+    ("process::working_folder", working_folder),
+    ("process::capabilities", capabilities),
+    ("process::capability_added_and_dropped", capability_added_and_dropped),
+    ("process::privileged", privileged),
+    ("process::seccomp", seccomp),
+    ("process::no_new_privileges", no_new_privileges),
+    ("process::limits", limits),
+    ("process::umask", umask),
+    ("process::hostname", hostname),
+    ("process::is_the_first", is_the_first),
+    ("process::masked_paths", masked_paths),
+    ("process::read_only_paths", read_only_paths),
+    ("process::devices", devices),
+    ("process::own_cgroup", own_cgroup),
+    ("process::sysctl", sysctl),
+    ("process::oom_score", oom_score),
+    ("process::capability_sets", capability_sets),
+];
+
+fn expect(run: &Run, wanted: &str) -> Result<()> {
+    let text = run.finish()?.text(0)?;
+    ensure!(text == wanted, "{text:?} instead of {wanted:?}");
+    Ok(())
+}
+
+fn arguments(runtime: Runtime) -> Result<()> {
+    let words = ["two words", "", "line\nbreak", "quote\"'\\", "$HOME *", "ümläut ☃", "--"];
+    let run = Run::probe(runtime, &[&["arguments"][..], &words].concat())?;
+    expect(&run, &words.map(|word| format!("{word:?}")).join("\n"))
+}
+
+fn environment(runtime: Runtime) -> Result<()> {
+    // The kernel takes at most 128 KiB in one string, so two make up the amount. Written into the
+    // spec, as `ctr` takes no variable as long.
+    let half = format!("first {} last", "abcdefg ".repeat((64 << 10) / 8));
+    let line = "echo ${#ONE} ${#TWO}; [ \"$ONE\" = \"$TWO\" ] && echo equal; \
+                echo \"$ONE\" | sha256sum; echo \"$LINES\"";
+    let run = Run::spec(runtime, line, |spec| {
+        if let Some(environment) = spec["process"]["env"].as_array_mut() {
+            for variable in
+                [format!("ONE={half}"), format!("TWO={half}"), "LINES=a b\nc=\"d\"".into()]
+            {
+                environment.push(variable.into());
+            }
+        }
+    })?;
+    let text = run.finish()?.text(0)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let lengths = format!("{0} {0}", half.len());
+    ensure!(lines.len() == 5 && lines[..2] == [lengths.as_str(), "equal"], "{text}");
+    ensure!(lines[2] == sum(&format!("{half}\n"))? && lines[3..] == ["a b", "c=\"d\""], "{text}");
+    Ok(())
+}
+
+/// What `sha256sum` prints for a text on its standard input.
+fn sum(text: &str) -> Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    let output = std::process::Command::new("sha256sum").stdin(file.reopen()?).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+fn user_with_groups(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "id -u; id -g; id -G; touch /x 2>&1 || true", |spec| {
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1001, "additionalGids": [27, 100] });
+        spec["process"]["capabilities"] = json!({});
+    })?;
+    expect(&run, "1000\n1001\n1001 27 100\ntouch: /x: Permission denied")
+}
+
+fn user_by_id(runtime: Runtime) -> Result<()> {
+    let line = "id -u; id -g; touch /denied 2>/dev/null || echo refused; touch /tmp/mine && \
+                stat -c '%u %g' /tmp/mine; grep CapEff /proc/self/status";
+    let run = Run::spec(runtime, line, |spec| {
+        spec["process"]["user"] = json!({ "uid": 1234, "gid": 4321 });
+        let root = spec["root"]["path"].as_str().unwrap_or_default();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        let _ = std::fs::set_permissions(format!("{root}/tmp"), open);
+    })?;
+    expect(&run, "1234\n4321\nrefused\n1234 4321\nCapEff:\t0000000000000000")
+}
+
+fn working_folder(runtime: Runtime) -> Result<()> {
+    expect(
+        &Run::new(runtime, &["pwd"]).flag("--cwd").flag("/usr/not/there/yet"),
+        "/usr/not/there/yet",
+    )
+}
+
+fn capabilities(runtime: Runtime) -> Result<()> {
+    let wanted = "CapInh:\t0000000000000000\nCapPrm:\t00000000a80425fb\nCapEff:\t00000000a80425fb\n\
+                  CapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000";
+    expect(&Run::shell(runtime, "grep Cap /proc/self/status"), wanted)
+}
+
+fn capability_added_and_dropped(runtime: Runtime) -> Result<()> {
+    let run = Run::shell(runtime, "grep CapEff /proc/self/status");
+    let run = run.flag("--cap-add").flag("CAP_NET_ADMIN").flag("--cap-drop").flag("CAP_CHOWN");
+    expect(&run, "CapEff:\t00000000a80435fa")
+}
+
+fn privileged(runtime: Runtime) -> Result<()> {
+    let line = "mount -t tmpfs none /tmp && echo mounted; grep -c . /proc/self/status >/dev/null; \
+                [ $((0x$(grep CapEff /proc/self/status | cut -f2) & 0x3fffffffff)) = $((0x3fffffffff)) ] \
+                && echo all";
+    expect(&Run::shell(runtime, line).flag("--privileged"), "mounted\nall")
+}
+
+fn seccomp(runtime: Runtime) -> Result<()> {
+    let line = "grep Seccomp: /proc/self/status; unshare -U true 2>/dev/null || echo refused";
+    expect(&Run::shell(runtime, line).flag("--seccomp"), "Seccomp:\t2\nrefused")
+}
+
+fn no_new_privileges(runtime: Runtime) -> Result<()> {
+    expect(&Run::shell(runtime, "grep NoNewPrivs /proc/self/status"), "NoNewPrivs:\t1")?;
+    let run = Run::shell(runtime, "grep NoNewPrivs /proc/self/status").flag("--allow-new-privs");
+    expect(&run, "NoNewPrivs:\t0")
+}
+
+fn limits(runtime: Runtime) -> Result<()> {
+    let text = Run::probe(runtime, &["limits"])?.finish()?.text(0)?;
+    ensure!(text.starts_with("nofile 1024 1024\n"), "{text}");
+    Ok(())
+}
+
+fn umask(runtime: Runtime) -> Result<()> {
+    expect(&Run::shell(runtime, "umask; touch /made; stat -c %a /made"), "0022\n644")?;
+    let run = Run::spec(runtime, "umask; touch /made; stat -c %a /made", |spec| {
+        spec["process"]["user"]["umask"] = 0o027.into();
+    })?;
+    expect(&run, "0027\n640")
+}
+
+fn hostname(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "hostname; cat /proc/sys/kernel/hostname", |spec| {
+        spec["hostname"] = "inside".into();
+    })?;
+    expect(&run, "inside\ninside")
+}
+
+fn is_the_first(runtime: Runtime) -> Result<()> {
+    expect(&Run::shell(runtime, "echo $$; ls /proc | grep -c '^[0-9]'"), "1\n3")
+}
+
+fn masked_paths(runtime: Runtime) -> Result<()> {
+    expect(&Run::shell(runtime, "wc -c < /proc/keys; ls /sys/firmware | wc -l"), "0\n0")
+}
+
+fn read_only_paths(runtime: Runtime) -> Result<()> {
+    let line = "echo 1 > /proc/sys/vm/swappiness || echo refused; touch /sys/x || echo refused";
+    let text = Run::shell(runtime, line).finish()?.text(0)?;
+    ensure!(text == "refused\nrefused", "{text}");
+    Ok(())
+}
+
+fn devices(runtime: Runtime) -> Result<()> {
+    let line = "for d in null zero full random urandom tty; do stat -c '%n %t %T %a' /dev/$d; done; \
+                for l in fd stdin ptmx; do readlink /dev/$l; done; head -c 4 /dev/zero | od -An -tx1; \
+                echo x > /dev/full || echo full; head -c 8 /dev/urandom | wc -c";
+    let wanted = "/dev/null 1 3 666\n/dev/zero 1 5 666\n/dev/full 1 7 666\n/dev/random 1 8 666\n\
+                  /dev/urandom 1 9 666\n/dev/tty 5 0 666\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n \
+                  00 00 00 00\nfull\n8";
+    expect(&Run::shell(runtime, line), wanted)
+}
+
+fn own_cgroup(runtime: Runtime) -> Result<()> {
+    let line = "cat /proc/self/cgroup; tr ' ' '\\n' < /sys/fs/cgroup/cgroup.controllers | \
+                grep -c -E '^(cpu|memory|pids)$'; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max";
+    let run = Run::spec(runtime, line, |spec| {
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({ "type": "cgroup" }));
+        }
+        let mount = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                            "options": ["ro", "nosuid", "noexec", "nodev"] });
+        if let Some(mounts) = spec["mounts"].as_array_mut() {
+            mounts.push(mount);
+        }
+        spec["linux"]["resources"]["memory"] = json!({ "limit": 67_108_864 });
+        spec["linux"]["resources"]["pids"] = json!({ "limit": 77 });
+    })?;
+    expect(&run, "0::/\n3\n67108864\n77")
+}
+
+fn sysctl(runtime: Runtime) -> Result<()> {
+    let line = "cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let run = Run::spec(runtime, line, |spec| {
+        spec["linux"]["sysctl"] =
+            json!({ "kernel.msgmax": "16384", "net.ipv4.ip_unprivileged_port_start": "80" });
+    })?;
+    expect(&run, "16384\n80")
+}
+
+fn oom_score(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "cat /proc/self/oom_score_adj", |spec| {
+        spec["process"]["oomScoreAdj"] = 500.into();
+    })?;
+    expect(&run, "500")
+}
+
+fn capability_sets(runtime: Runtime) -> Result<()> {
+    // Each of the five sets its own, for a user who is not root.
+    let run = Run::spec(runtime, "grep Cap /proc/self/status", |spec| {
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        spec["process"]["capabilities"] = json!({
+            "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"],
+            "permitted": ["CAP_CHOWN", "CAP_KILL"],
+            "effective": ["CAP_KILL"],
+            "inheritable": ["CAP_CHOWN", "CAP_KILL"],
+            "ambient": ["CAP_KILL"],
+        });
+    })?;
+    let wanted = "CapInh:\t0000000000000021\nCapPrm:\t0000000000000020\nCapEff:\t0000000000000020\n\
+                  CapBnd:\t0000000000002021\nCapAmb:\t0000000000000020";
+    expect(&run, wanted)
+}

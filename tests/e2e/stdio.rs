@@ -1,0 +1,118 @@
+//! Standard input, output and error: nothing lost, nothing mixed, nothing out of order.
+
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use husk_tests::containerd::{Run, Runtime};
+
+use crate::Case;
+
+pub const CASES: &[Case] = &[
+    ("stdio::apart", apart),
+    ("stdio::through_cat", through_cat),
+    ("stdio::slow_reader", slow_reader),
+    ("stdio::ends_at_once_after_writing", ends_at_once),
+    ("stdio::end_of_input", end_of_input),
+    ("stdio::input_not_read", input_not_read),
+    ("stdio::reopen_by_path", reopen_by_path),
+    ("stdio::kinds", kinds),
+];
+
+fn apart(runtime: Runtime) -> Result<()> {
+    let finished = Run::shell(runtime, "echo out; echo err >&2; echo out again").finish()?;
+    ensure!(finished.text(0)? == "out\nout again", "{finished:?}");
+    ensure!(finished.stderr == "err\n", "{finished:?}");
+    Ok(())
+}
+
+fn through_cat(runtime: Runtime) -> Result<()> {
+    let mut state = 1_u32;
+    let mut input = Vec::with_capacity(64 << 20);
+    while input.len() < 64 << 20 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        input.extend_from_slice(&state.to_le_bytes());
+    }
+    let finished = Run::new(runtime, &["cat"]).finish_with(input.clone())?;
+    ensure!(finished.code == 0, "{} {}", finished.code, finished.stderr);
+    ensure!(finished.stdout.len() == input.len(), "{} bytes came back", finished.stdout.len());
+    ensure!(finished.stdout == input, "other bytes came back");
+    Ok(())
+}
+
+/// Reads numbered lines of 64 bytes to the end; fails at the first that is not the next.
+fn check_pattern(out: &mut impl Read, mebibytes: u64, pause: Duration) -> Result<()> {
+    let mut next = 0_u64;
+    let mut block = vec![0; 64 << 10];
+    for block_number in 0..mebibytes * 16 {
+        out.read_exact(&mut block).with_context(|| format!("it ended before line {next}"))?;
+        for line in block.chunks(64) {
+            let number: u64 = std::str::from_utf8(&line[..63])?.parse()?;
+            ensure!(number == next, "line {number} instead of {next}");
+            next += 1;
+        }
+        if block_number % 256 == 0 {
+            std::thread::sleep(pause);
+        }
+    }
+    ensure!(out.read(&mut block)? == 0, "more than was written");
+    Ok(())
+}
+
+fn pattern(runtime: Runtime, mebibytes: u64, before: Duration, pause: Duration) -> Result<()> {
+    let mut child = Run::probe(runtime, &["pattern", &mebibytes.to_string()])?.spawn()?;
+    drop(child.stdin.take());
+    let mut out = child.stdout.take().context("no stdout")?;
+    std::thread::sleep(before);
+    let checked = check_pattern(&mut out, mebibytes, pause);
+    drop(out);
+    let mut errors = String::new();
+    child.stderr.take().context("no stderr")?.read_to_string(&mut errors)?;
+    let status = child.wait()?;
+    checked.with_context(|| errors.clone())?;
+    ensure!(status.success(), "{status}: {errors}");
+    Ok(())
+}
+
+fn slow_reader(runtime: Runtime) -> Result<()> {
+    pattern(runtime, 256, Duration::from_secs(3), Duration::from_millis(50))
+}
+
+fn ends_at_once(runtime: Runtime) -> Result<()> {
+    for _ in 0..5 {
+        pattern(runtime, 1, Duration::ZERO, Duration::ZERO)?;
+    }
+    Ok(())
+}
+
+fn end_of_input(runtime: Runtime) -> Result<()> {
+    let run = Run::shell(runtime, "wc -c; echo done");
+    let text = run.finish_with(b"twelve bytes".to_vec())?.text(0)?;
+    ensure!(text == "12\ndone", "{text}");
+    Ok(())
+}
+
+fn input_not_read(runtime: Runtime) -> Result<()> {
+    // More than all buffers on the way hold.
+    let finished = Run::shell(runtime, "sleep 3; echo done").finish_with(vec![b'x'; 8 << 20])?;
+    ensure!(finished.text(0)? == "done", "{finished:?}");
+    Ok(())
+}
+
+fn reopen_by_path(runtime: Runtime) -> Result<()> {
+    // As nginx and others do with their logs; works on a pipe, not on a socket.
+    let finished = Run::shell(runtime, "echo o > /dev/stdout; echo e > /dev/stderr").finish()?;
+    ensure!(finished.text(0)? == "o" && finished.stderr == "e\n", "{finished:?}");
+    Ok(())
+}
+
+fn kinds(runtime: Runtime) -> Result<()> {
+    let line = "for n in 0 1 2; do readlink /proc/self/fd/$n | cut -d: -f1; done";
+    let text = Run::shell(runtime, line).finish()?.text(0)?;
+    // With runc the streams are containerd's FIFOs themselves.
+    ensure!(
+        text.lines().all(|kind| kind == "pipe" || kind.starts_with("/run/containerd/fifo")),
+        "{text}"
+    );
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! What the process itself was given.
+
+use std::io::Write;
+
+use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit};
+
+/// Prints each argument in Rust's quoted form.
+pub fn arguments(words: &[&str]) {
+    for word in words {
+        println!("{word:?}");
+    }
+}
+
+/// Writes numbered lines of 64 bytes, then ends at once.
+pub fn pattern(mebibytes: u64) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let mut block = Vec::with_capacity(1 << 16);
+    for block_number in 0..mebibytes * 16 {
+        block.clear();
+        for line in 0..1024 {
+            writeln!(block, "{:063}", block_number * 1024 + line)?;
+        }
+        out.write_all(&block)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints the soft and hard limit of open files and of core files.
+pub fn limits() -> Result<()> {
+    for (name, resource) in [("nofile", Resource::RLIMIT_NOFILE), ("core", Resource::RLIMIT_CORE)] {
+        let (soft, hard) = getrlimit(resource)?;
+        println!("{name} {soft} {hard}");
+    }
+    Ok(())
+}

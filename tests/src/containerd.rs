@@ -1,0 +1,297 @@
+//! containerd as a person at the terminal has it: through `ctr`.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The runtimes that every case runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// The twin that says what is right.
+    Runc,
+    /// The one under test.
+    Husk,
+}
+
+impl Runtime {
+    /// The name in a test's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Husk => "husk",
+        }
+    }
+
+    /// The name containerd knows it by.
+    pub fn shim(self) -> &'static str {
+        match self {
+            Self::Runc => "io.containerd.runc.v2",
+            Self::Husk => "io.containerd.husk.v2",
+        }
+    }
+}
+
+/// The small image: busybox alone.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+/// The image with a real userland: Debian's minimal base.
+pub const DEBIAN: &str = "docker.io/library/debian:latest";
+/// Where [`Run::probe`] puts the probe.
+pub const PROBE: &str = "/probe";
+
+/// After this a container counts as hung.
+const LIMIT: Duration = Duration::from_secs(600);
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// How a finished `ctr run` looked.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit code; `ctr` passes the container's on.
+    pub code: i32,
+    /// What came on standard output.
+    pub stdout: Vec<u8>,
+    /// What came on standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Standard output as trimmed text, if the exit code was `code`.
+    pub fn text(&self, code: i32) -> Result<String> {
+        let text = String::from_utf8_lossy(&self.stdout).trim_end().to_owned();
+        let from = text.char_indices().rev().nth(2000).map_or(0, |(at, _)| at);
+        ensure!(
+            self.code == code,
+            "exit code {} instead of {code}; stdout ends: {}; stderr: {}",
+            self.code,
+            &text[from..],
+            self.stderr
+        );
+        Ok(text)
+    }
+}
+
+/// A `ctr run` in the making.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The container's id.
+    pub id: String,
+    runtime: Runtime,
+    image: &'static str,
+    keep: bool,
+    // With a spec of its own a container has no image: its root file system is named in the spec.
+    spec: Option<std::sync::Arc<tempfile::NamedTempFile>>,
+    flags: Vec<String>,
+    command: Vec<String>,
+}
+
+impl Run {
+    /// A container of the small image.
+    pub fn new(runtime: Runtime, command: &[&str]) -> Self {
+        let id = format!("{}-{}", runtime.name(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Self { id, runtime, image: BUSYBOX, keep: false, spec: None, flags: Vec::new(), command }
+    }
+
+    /// A container of the small image that runs a shell line.
+    pub fn shell(runtime: Runtime, line: &str) -> Self {
+        Self::new(runtime, &["sh", "-c", line])
+    }
+
+    /// A container of the small image that runs the probe.
+    pub fn probe(runtime: Runtime, words: &[&str]) -> Result<Self> {
+        let probe = std::env::var("HUSK_PROBE").context("HUSK_PROBE does not name the probe")?;
+        let mount = format!("type=bind,src={probe},dst={PROBE},options=rbind:ro");
+        let mut run = Self::new(runtime, &[PROBE]);
+        run.command.extend(words.iter().map(|word| (*word).to_owned()));
+        Ok(run.flag("--mount").flag(mount))
+    }
+
+    /// A container from a spec that the caller has changed, as clients send that write their specs
+    /// themselves; its root file system is a plain folder on the host.
+    pub fn spec(runtime: Runtime, line: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let mut run = Self::shell(runtime, line);
+        let mut spec: Value = serde_json::from_str(&ctr(&["oci", "spec"])?)?;
+        let root = root_folder(&run.id)?;
+        spec["root"] = serde_json::json!({ "path": root });
+        spec["process"]["args"] = serde_json::json!(run.command);
+        spec["process"]["terminal"] = false.into();
+        spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
+        spec["linux"]["cgroupsPath"] = format!("/husk-tests/{}", run.id).into();
+        change(&mut spec);
+        let file = tempfile::NamedTempFile::new()?;
+        serde_json::to_writer(file.as_file(), &spec)?;
+        run.spec = Some(std::sync::Arc::new(file));
+        Ok(run)
+    }
+
+    /// Takes another image.
+    pub fn image(mut self, image: &'static str) -> Self {
+        self.image = image;
+        self
+    }
+
+    /// Adds a word before the image.
+    pub fn flag(mut self, flag: impl Into<String>) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// Leaves the container and its snapshot for later inspection; see [`Run::remove`].
+    pub fn keep(mut self) -> Self {
+        self.keep = true;
+        self
+    }
+
+    fn ctr(&self) -> Command {
+        let mut command = Command::new("ctr");
+        command.args(["run", "--runtime", self.runtime.shim()]);
+        if !self.keep {
+            command.arg("--rm");
+        }
+        command.args(&self.flags);
+        match &self.spec {
+            Some(file) => command.arg("--config").arg(file.path()).arg(&self.id),
+            None => command.arg(self.image).arg(&self.id).args(&self.command),
+        };
+        command
+    }
+
+    /// Runs it to its end with nothing on standard input.
+    pub fn finish(&self) -> Result<Finished> {
+        let mut child = self.spawn()?;
+        drop(child.stdin.take());
+        finish(child)
+    }
+
+    /// Runs it to its end with `input` on standard input.
+    ///
+    /// The input comes once the task runs: `ctr` forgets to close the container's input if its own
+    /// ends before that.
+    pub fn finish_with(&self, input: Vec<u8>) -> Result<Finished> {
+        let mut child = self.spawn_running()?;
+        let mut stdin = child.stdin.take().context("no stdin")?;
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let finished = finish(child)?;
+        // A container that does not read its input closes it under the writer: not an error here.
+        drop(writer.join());
+        Ok(finished)
+    }
+
+    /// Starts it with pipes on its three streams.
+    pub fn spawn(&self) -> Result<Child> {
+        self.ctr()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("ctr cannot be started")
+    }
+
+    /// Starts it and waits until its task is running.
+    pub fn spawn_running(&self) -> Result<Child> {
+        let mut child = self.spawn()?;
+        let since = Instant::now();
+        loop {
+            if task_is(&self.id, "RUNNING") {
+                return Ok(child);
+            }
+            if child.try_wait()?.is_some() {
+                let finished = finish(child)?;
+                bail!("it ended before it ran: {finished:?}");
+            }
+            ensure!(since.elapsed() < Duration::from_secs(60), "not running after 60 s");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Sends the running task a signal.
+    pub fn kill(&self, signal: &str) -> Result<()> {
+        ctr(&["task", "kill", "--signal", signal, &self.id]).map(drop)
+    }
+
+    /// The folder on the host that holds what a kept container changed in its root file system.
+    pub fn upper_folder(&self) -> Result<std::path::PathBuf> {
+        let mounts = ctr(&["snapshot", "mounts", "/target", &self.id])?;
+        let (_, after) = mounts.split_once("upperdir=").context("no overlay snapshot")?;
+        let end = after.find([',', ' ', '\n']).unwrap_or(after.len());
+        Ok(after[..end].into())
+    }
+
+    /// Removes a kept container.
+    pub fn remove(&self) -> Result<()> {
+        ctr(&["container", "rm", &self.id]).map(drop)
+    }
+}
+
+/// A root file system of its own for a container without an image; goes with the test machine.
+fn root_folder(id: &str) -> Result<std::path::PathBuf> {
+    let root = std::path::Path::new("/var/lib/husk-tests").join(id);
+    for folder in ["bin", "dev", "etc", "proc", "run", "sys", "tmp"] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    std::fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+    for name in String::from_utf8(Command::new("/bin/busybox").arg("--list").output()?.stdout)?
+        .lines()
+        .filter(|name| *name != "busybox")
+    {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
+    }
+    Ok(root)
+}
+
+/// Collects what a started `ctr` prints, and its exit code.
+pub fn finish(mut child: Child) -> Result<Finished> {
+    let mut out = child.stdout.take().context("stdout already taken")?;
+    let mut err = child.stderr.take().context("stderr already taken")?;
+    let errors = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        err.read_to_end(&mut text).map(|_| text)
+    });
+    let (ended, watched) = std::sync::mpsc::channel::<()>();
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    let watchdog = std::thread::spawn(move || {
+        let late = watched.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+        if late {
+            // Not yet waited for, so the number is still this child's.
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        }
+        late
+    });
+    let mut stdout = Vec::new();
+    out.read_to_end(&mut stdout)?;
+    let stderr = errors.join().map_err(|_| anyhow::anyhow!("reader panicked"))??;
+    drop(ended);
+    let late = watchdog.join().map_err(|_| anyhow::anyhow!("watchdog panicked"))?;
+    let status = child.wait()?;
+    ensure!(!late, "ctr did not end within {LIMIT:?}: {}", String::from_utf8_lossy(&stderr));
+    let code = status.code().with_context(|| format!("ctr ended by {status}"))?;
+    Ok(Finished { code, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
+}
+
+/// Whether containerd says so of the task.
+///
+/// A listing fails as a whole when any other task ends while it is made: then the answer is no.
+pub fn task_is(id: &str, status: &str) -> bool {
+    ctr(&["task", "ls"]).is_ok_and(|tasks| {
+        tasks.lines().any(|line| line.starts_with(&format!("{id} ")) && line.contains(status))
+    })
+}
+
+/// Runs a `ctr` command that must succeed; its standard output.
+pub fn ctr(words: &[&str]) -> Result<String> {
+    let output = Command::new("ctr").args(words).output().context("ctr cannot be started")?;
+    ensure!(
+        output.status.success(),
+        "ctr {}: {}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

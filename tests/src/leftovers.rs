@@ -1,0 +1,113 @@
+//! Listings of what a machine holds: processes, mounts, sockets, folders, cgroups, links.
+//!
+//! Taken before and after, they show by their difference what was left behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Folders in which runtimes keep their state.
+const STATE: [&str; 8] = [
+    "/run/husk",
+    "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/containerd/s",
+    "/run/containerd/fifo",
+    "/run/containerd/runc",
+    "/run/netns",
+    "/tmp",
+    "/dev/shm",
+];
+
+/// Everything there is at one moment, one line each.
+#[derive(Debug, Clone)]
+pub struct Listing(BTreeSet<String>);
+
+impl Listing {
+    /// Lists the machine as it is now.
+    pub fn now() -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        processes(&mut lines)?;
+        for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+            // Mount ids differ from mount to mount; the place and the kind do not.
+            let fields: Vec<&str> = line.split(' ').collect();
+            lines.insert(format!("mount {} {}", fields[4], fields[3]));
+        }
+        for line in fs::read_to_string("/proc/net/unix")?.lines().skip(1) {
+            if let Some(path) = line.split_whitespace().nth(7) {
+                lines.insert(format!("socket {path}"));
+            }
+        }
+        for folder in STATE {
+            walk(Path::new(folder), "file", false, &mut lines);
+        }
+        walk(Path::new("/sys/fs/cgroup"), "cgroup", true, &mut lines);
+        walk(Path::new("/sys/class/net"), "link", false, &mut lines);
+        Ok(Self(lines))
+    }
+
+    /// What is there and was not there before.
+    pub fn added_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+/// Fails unless the machine is again as it was within `patience`.
+pub fn nothing_left(before: &Listing, patience: Duration) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let added = Listing::now()?.added_since(before);
+        if added.is_empty() {
+            return Ok(());
+        }
+        if since.elapsed() > patience {
+            bail!("left behind:\n  {}", added.join("\n  "));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Bytes of memory the kernel could give to new programs.
+pub fn available_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let kib: u64 = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .context("no MemAvailable in /proc/meminfo")?
+        .parse()?;
+    Ok(kib * 1024)
+}
+
+fn processes(lines: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Ok(pid) = path.file_name().unwrap_or_default().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        // A process may end between listing and looking.
+        let Ok(command) = fs::read(path.join("cmdline")) else { continue };
+        let zombie = fs::read_to_string(path.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
+        // Kernel threads have no command line and come and go by themselves.
+        if command.is_empty() && !zombie {
+            continue;
+        }
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        lines.insert(format!("process {pid} {}{command}", if zombie { "zombie " } else { "" }));
+    }
+    Ok(())
+}
+
+fn walk(folder: &Path, kind: &str, folders_only: bool, lines: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        if is_folder || !folders_only {
+            lines.insert(format!("{kind} {}", entry.path().display()));
+        }
+        if is_folder {
+            walk(&entry.path(), kind, folders_only, lines);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What the end-to-end tests are made of: a client of the real containerd, and listings of what a
+//! machine holds, to show that nothing was left behind.
+
+pub mod containerd;
+pub mod leftovers;
