@@ -168,8 +168,7 @@ fn source_missing(runtime: Runtime) -> Result<()> {
     let finished = run.finish()?;
     finished.text(1)?;
     ensure!(finished.stderr.contains("/no/such/source"), "{}", finished.stderr);
-    let text = finished.stderr.to_lowercase();
-    ensure!(text.contains("no such file or directory"), "{}", finished.stderr);
+    ensure!(finished.stderr.contains("no such file or directory"), "{}", finished.stderr);
     Ok(())
 }
 

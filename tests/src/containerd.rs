@@ -46,7 +46,7 @@ pub const DEBIAN: &str = "docker.io/library/debian:latest";
 pub const PROBE: &str = "/probe";
 
 /// After this a container counts as hung.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(300);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -259,6 +259,7 @@ pub fn finish(mut child: Child) -> Result<Finished> {
     let watchdog = std::thread::spawn(move || {
         let late = watched.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
         if late {
+            report();
             // Not yet waited for, so the number is still this child's.
             let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
         }
@@ -275,6 +276,16 @@ pub fn finish(mut child: Child) -> Result<Finished> {
     Ok(Finished { code, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
 }
 
+/// Prints what every process here waits for: the run goes on, but what hung is lost after it.
+fn report() {
+    let columns = "pid,ppid,stat,time,wchan:24,args";
+    if let Ok(output) = Command::new("ps").args(["-eww", "-o", columns]).output() {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().filter(|line| !line.contains(" [") && !line.contains("ps -eww"));
+        eprintln!("hung:\n{}", lines.collect::<Vec<_>>().join("\n"));
+    }
+}
+
 /// Whether containerd says so of the task.
 ///
 /// A listing fails as a whole when any other task ends while it is made: then the answer is no.
@@ -286,12 +297,14 @@ pub fn task_is(id: &str, status: &str) -> bool {
 
 /// Runs a `ctr` command that must succeed; its standard output.
 pub fn ctr(words: &[&str]) -> Result<String> {
-    let output = Command::new("ctr").args(words).output().context("ctr cannot be started")?;
-    ensure!(
-        output.status.success(),
-        "ctr {}: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let child = Command::new("ctr")
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("ctr cannot be started")?;
+    let finished = finish(child).with_context(|| format!("ctr {}", words.join(" ")))?;
+    ensure!(finished.code == 0, "ctr {}: {}", words.join(" "), finished.stderr);
+    Ok(String::from_utf8_lossy(&finished.stdout).into_owned())
 }
