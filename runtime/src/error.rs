@@ -27,9 +27,7 @@ fn one(error: &(dyn Error + 'static)) -> String {
     };
     let Some(errno) = errno else { return error.to_string() };
     let mut letters = errno.desc().chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_lowercase().chain(letters).collect()
-    })
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 #[cfg(test)]
