@@ -46,7 +46,7 @@ pub const DEBIAN: &str = "docker.io/library/debian:latest";
 pub const PROBE: &str = "/probe";
 
 /// After this a container counts as hung.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
