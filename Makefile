@@ -9,6 +9,7 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 programs := target/$(PROFILE)
 guest := target/guest
+static := x86_64-unknown-linux-gnu
 hosted := containerd-shim-husk-v2 husk husk-vmm
 
 .PHONY: help tools build guest install uninstall demo test check bench machine clean
@@ -29,7 +30,11 @@ tools:
 
 build: tools
 	@echo 'build: the programs of the host'
-	$(CARGO) build --locked --profile $(PROFILE) -p husk-shim -p husk-runtime -p husk-vmm --bins
+	$(CARGO) build --locked --profile $(PROFILE) -p husk-shim -p husk-runtime --bins
+	@# Static: it starts sooner, and needs no file but its own.
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    $(CARGO) build --locked --profile $(PROFILE) --target $(static) -p husk-vmm --bins
+	@install -C -m 755 target/$(static)/$(PROFILE)/husk-vmm $(programs)/husk-vmm
 
 guest: tools
 	@echo 'guest: the kernel (some minutes, once)'

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use husk_control::{BootConfig, Packet, PacketError, Request};
 use slog::{Logger, info};
@@ -73,6 +74,9 @@ pub enum BuildError {
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A fault of ours.
+    #[error("loading the kernel panicked")]
+    Panic,
     /// A descriptor.
     #[error("a descriptor could not be made")]
     Descriptor(#[from] io::Error),
@@ -124,8 +128,17 @@ pub fn build(
     x86_64::check_command_line(&config.command_line)?;
     let kernel = Kernel::open(resources.kernel)?;
     let memory = vm::allocate(config.memory_mib)?;
-    let entry = load(config, &kernel, resources.initrd, &memory)?;
-    let mut vm = Kvm::new(resources.kvm)?.create_vm(chips(config))?;
+    let kvm = Kvm::new(resources.kvm)?;
+    // To make a virtual machine is mostly to wait for the host's kernel (it moves a thread of its own
+    // into our cgroup, which takes it an RCU grace period), so memory is filled meanwhile.
+    let (vm, entry) = thread::scope(|scope| {
+        let loading = scope.spawn(|| load(config, &kernel, resources.initrd, &memory));
+        let vm = kvm.create_vm(chips(config));
+        (vm, loading.join().unwrap_or(Err(BuildError::Panic)))
+    });
+    // First what is more likely to be wrong, and the user's to mend.
+    let entry = entry?;
+    let mut vm = vm?;
     vm.add_memory(memory.clone())?;
 
     let mut devices = Devices::new(&end)?;

@@ -1,7 +1,4 @@
 //! The kernel (an uncompressed ELF file) and the initial RAM file system, from their descriptors.
-//!
-//! The initial RAM file system is mapped. The kernel is copied: as it starts it patches nearly every
-//! page of its code, so that mapped pages would be copied anyway, one exit each.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
 
 use super::GuestMemory;
-use super::memory::{MemoryError, copy_file, map_file};
+use super::memory::{MemoryError, read_file};
 use crate::arch::x86_64::{Initrd, layout};
 
 const HEADER: usize = 64;
@@ -157,7 +154,7 @@ impl Kernel {
             .div_ceil(MIB)
     }
 
-    /// Copies it into memory, which is fresh: what the file does not fill is zero already.
+    /// Reads it into memory, which is fresh: what the file does not fill is zero already.
     pub fn load(&self, memory: &GuestMemory, initrd: u64) -> Result<(), KernelError> {
         let has = memory.iter().map(|region| region.len()).sum::<u64>() / MIB;
         let needs = self.least_memory(initrd);
@@ -165,7 +162,7 @@ impl Kernel {
             return Err(KernelError::TooLittleMemory { has, needs });
         }
         for segment in &self.segments {
-            copy_file(memory, &self.file, segment.offset, segment.address, segment.in_file)?;
+            read_file(memory, &self.file, segment.offset, segment.address, segment.in_file)?;
         }
         Ok(())
     }
@@ -197,7 +194,7 @@ impl Segment {
     }
 }
 
-/// Maps the initial RAM file system to the end of memory below the hole, behind the kernel.
+/// Reads the initial RAM file system to the end of memory below the hole, behind the kernel.
 pub fn load_initrd(
     memory: &GuestMemory,
     file: &File,
@@ -213,7 +210,7 @@ pub fn load_initrd(
     if address < kernel_end {
         return Err(too_large());
     }
-    map_file(memory, file, 0, address, size)?;
+    read_file(memory, file, 0, address, size)?;
     let narrow = |value: u64| u32::try_from(value).map_err(|_| too_large());
     Ok(Initrd { address: narrow(address)?, size: narrow(size)? })
 }

@@ -1,16 +1,17 @@
 //! Guest memory: private and anonymous, never filled beforehand, with a hole below 4 GiB.
 
-use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
-use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryError, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion as _, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion,
+};
 
 use super::GuestMemory;
 use crate::arch::x86_64::layout;
 
-const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -38,8 +39,8 @@ pub enum MemoryError {
         /// What vm-memory says.
         source: GuestMemoryError,
     },
-    /// The file cannot be read or mapped.
-    #[error("a file could not be mapped into guest memory")]
+    /// The file cannot be read.
+    #[error("a file could not be read into guest memory")]
     File(#[source] io::Error),
 }
 
@@ -94,49 +95,12 @@ fn map_aligned(size: usize) -> io::Result<MmapRegion<()>> {
     }
 }
 
-/// Maps `length` bytes of `file`, from `offset` on, privately over guest-physical `address`: the page
-/// cache's own pages, until the guest writes. Both places must be multiples of 4096; the part of a
-/// page at the end is copied.
+/// Reads `length` bytes of `file`, from `offset` on, into memory at guest-physical `address`, into huge
+/// pages if the host has them: each page that KVM maps is an exit.
 ///
-/// The caller has checked that the file is long enough: what lies behind its end would end the
-/// machine when touched.
-pub fn map_file(
-    memory: &GuestMemory,
-    file: &File,
-    offset: u64,
-    address: u64,
-    length: u64,
-) -> Result<(), MemoryError> {
-    let place = |source| MemoryError::Place { address, length, source };
-    let slice = memory.get_slice(GuestAddress(address), bytes(length)?).map_err(place)?;
-    if !offset.is_multiple_of(PAGE) || !address.is_multiple_of(PAGE) {
-        return Err(MemoryError::File(io::ErrorKind::InvalidInput.into()));
-    }
-    let mapped = length / PAGE * PAGE;
-    if mapped > 0 {
-        let target = slice.ptr_guard_mut().as_ptr();
-        // SAFETY: `slice` proves that the range is mapped, writable and inside one region of guest
-        // memory, which owns it; the new pages take the place of its own and go with them.
-        unsafe {
-            map(
-                target,
-                bytes(mapped)?,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE | libc::MAP_POPULATE,
-                file,
-                offset,
-            )
-        }?;
-    }
-    copy_file(memory, file, offset + mapped, address + mapped, length - mapped)
-}
-
-/// Copies `length` bytes of `file`, from `offset` on, to guest-physical `address`, into huge pages if
-/// the host has them. For what the guest changes anyway, as its kernel's code: page by page that
-/// would cost two exits and the copy as well.
-///
-/// The caller has checked that the file is long enough.
-pub fn copy_file(
+/// Nothing is mapped from the file. As it starts, a kernel patches nearly every page of its code, and
+/// pages of a file would be copied then, one exit each.
+pub fn read_file(
     memory: &GuestMemory,
     file: &File,
     offset: u64,
@@ -149,82 +113,27 @@ pub fn copy_file(
     if length == 0 {
         return Ok(());
     }
+    advise_huge(memory, address, length);
     let target = slice.ptr_guard_mut().as_ptr();
-    let within = bytes(offset % PAGE)?;
-    let (start, whole) = (offset - within as u64, length + within);
-    // SAFETY: a new mapping at an address of the kernel's choice touches nothing there is.
-    let source = unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
-        map(std::ptr::null_mut(), whole, libc::PROT_READ, flags, file, start)
-    }?;
-    // SAFETY: `source` is `whole` bytes long and ours alone; `slice` proves the same of the target,
-    // and no vCPU runs yet. The mapping goes right after, nobody keeps a pointer into it.
-    unsafe {
-        advise_huge(target, length);
-        stream(source.add(within), target, length);
-        libc::munmap(source.cast(), whole);
-    }
-    Ok(())
-}
-
-/// Maps `length` bytes of `file`.
-///
-/// # Safety
-///
-/// As for `mmap(2)`: with `MAP_FIXED`, what lies at `target` goes.
-unsafe fn map(
-    target: *mut u8,
-    length: usize,
-    prot: i32,
-    flags: i32,
-    file: &File,
-    offset: u64,
-) -> Result<*mut u8, MemoryError> {
-    let offset = i64::try_from(offset).map_err(|e| MemoryError::File(io::Error::other(e)))?;
-    // SAFETY: the caller's.
-    let start = unsafe { libc::mmap(target.cast(), length, prot, flags, file.as_raw_fd(), offset) };
-    if start == libc::MAP_FAILED {
-        return Err(MemoryError::File(io::Error::last_os_error()));
-    }
-    Ok(start.cast())
-}
-
-/// Copies past the caches: megabytes that nobody reads again on this processor soon. (And `memcpy`
-/// counts a byte as an instruction where it decides for `rep movsb`.)
-///
-/// # Safety
-///
-/// As for [`std::ptr::copy_nonoverlapping`].
-unsafe fn stream(source: *const u8, target: *mut u8, length: usize) {
-    const LINE: usize = 64;
-    let lines = if target.addr().is_multiple_of(16) { length / LINE } else { 0 };
-    // SAFETY: the caller's; every access lies in the first `lines * LINE` bytes of both, the loads
-    // need no alignment and the stores have it. SSE2 is part of x86-64.
-    unsafe {
-        for line in 0..lines {
-            let from = source.add(line * LINE).cast::<__m128i>();
-            let to = target.add(line * LINE).cast::<__m128i>();
-            for part in 0..4 {
-                _mm_stream_si128(to.add(part), _mm_loadu_si128(from.add(part)));
-            }
-        }
-        _mm_sfence();
-        let done = lines * LINE;
-        std::ptr::copy_nonoverlapping(source.add(done), target.add(done), length - done);
-    }
+    // SAFETY: `slice` proves that so many bytes are mapped and writable, and no vCPU runs yet that
+    // could look at them.
+    let target = unsafe { std::slice::from_raw_parts_mut(target, length) };
+    file.read_exact_at(target, offset).map_err(MemoryError::File)
 }
 
 /// Asks for huge pages round a range that will be filled; a host without them says no, and that is
 /// no harm.
-///
-/// # Safety
-///
-/// The range must be mapped, with 2 MiB round it in the same mapping wherever it is not aligned.
-unsafe fn advise_huge(start: *mut u8, length: usize) {
-    let before = start.addr() % HUGE_PAGE;
-    let length = (before + length).next_multiple_of(HUGE_PAGE);
-    // SAFETY: the caller's; advice changes no content.
-    unsafe { libc::madvise(start.sub(before).cast(), length, libc::MADV_HUGEPAGE) };
+fn advise_huge(memory: &GuestMemory, address: u64, length: usize) {
+    let Some(region) = memory.find_region(GuestAddress(address)) else { return };
+    // Both ends stay in the region, which starts at a multiple of the huge page's size.
+    let huge = HUGE_PAGE as u64;
+    let start = (address - region.start_addr().0) / huge * huge;
+    let end = address - region.start_addr().0 + length as u64;
+    let end = end.next_multiple_of(huge).min(region.len());
+    let Ok(whole) = bytes(end - start) else { return };
+    let Ok(slice) = region.get_slice(MemoryRegionAddress(start), whole) else { return };
+    // SAFETY: `slice` proves that the range is mapped; advice changes no content.
+    unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
 }
 
 fn bytes(count: u64) -> Result<usize, MemoryError> {
@@ -234,9 +143,8 @@ fn bytes(count: u64) -> Result<usize, MemoryError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::unix::fs::FileExt;
 
-    use vm_memory::{Bytes, GuestMemoryRegion as _};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -254,29 +162,25 @@ mod tests {
     }
 
     #[test]
-    fn files_are_mapped_and_copied() {
-        let memory = allocate(4).unwrap();
+    fn files_are_read_to_their_place() {
+        // The end of memory is no multiple of a huge page.
+        let memory = allocate(5).unwrap();
         let content: Vec<u8> = (0..3 * 4096 + 100_u32).map(|i| (i % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&content).unwrap();
-        let check = |map: bool, offset: usize, address: u64, length: usize| {
-            let put = if map { map_file } else { copy_file };
-            put(&memory, &file, offset as u64, address, length as u64).unwrap();
+        let check = |offset: usize, address: u64, length: usize| {
+            read_file(&memory, &file, offset as u64, address, length as u64).unwrap();
             let mut read = vec![0; length + 1];
             memory.read_slice(&mut read, GuestAddress(address)).unwrap();
             assert_eq!(read[..length], content[offset..offset + length]);
             assert_eq!(read[length], 0, "nothing behind it");
         };
-        check(true, 0, 0x10_0000, content.len());
-        check(true, 4096, 0x20_0000, 2 * 4096);
-        check(true, 8192, 0x20_4000, 50);
-        check(false, 1, 0x30_0001, 5000);
-        check(false, 4096, 0x30_8000, 8200);
-        assert!(map_file(&memory, &file, 1, 0x30_0000, 4096).is_err());
-        memory.write_slice(b"mine", GuestAddress(0x10_0000)).unwrap();
-        let mut first = [0; 4];
-        file.read_exact_at(&mut first, 0).unwrap();
-        assert_eq!(first, content[..4], "the file stays as it is");
+        check(0, 0x10_0000, content.len());
+        check(1, 0x30_0001, 5000);
+        check(4096, 0x4f_0000, 8200);
+        check(0, 0x20_0000, 0);
+        let long = read_file(&memory, &file, 0, 0x10_0000, 1 << 20);
+        assert!(matches!(long, Err(MemoryError::File(_))), "{long:?}");
     }
 
     #[test]
@@ -284,7 +188,7 @@ mod tests {
         let memory = allocate(1).unwrap();
         let file = tempfile::tempfile().unwrap();
         for (address, length) in [(0x10_0000, 4096), (0xf_f000, 8192), (u64::MAX, 2)] {
-            let result = copy_file(&memory, &file, 0, address, length);
+            let result = read_file(&memory, &file, 0, address, length);
             assert!(matches!(result, Err(MemoryError::Place { .. })), "{address:#x}");
         }
     }

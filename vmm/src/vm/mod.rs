@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use interrupts::KvmWiring;
 pub use kernel::{InitrdError, Kernel, KernelError, load_initrd};
 pub use kvm::{InterruptChips, Kvm, KvmError, Vm};
-pub use memory::{MemoryError, allocate, copy_file, map_file};
+pub use memory::{MemoryError, allocate, read_file};
 pub use state::VmState;
 
 /// Guest memory as all devices see it.
