@@ -171,12 +171,12 @@ component! {
         let ran = shell(agent, "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max", |s| {
             s["linux"]["resources"] = limits.clone();
         }).await?;
-        assert_eq!((ran.output(), ran.out_of_memory), ("16777216\n50\n50000 100000\n", false));
+        assert_eq!((ran.output(), ran.out_of_memory), ("16777216\n50\n50000 100000\n", 0));
         let ran = agent.run(|s| {
             s["process"]["args"] = json!(["tail", "-c", "100000000", "/dev/zero"]);
             s["linux"]["resources"] = limits.clone();
         }).await?;
-        assert_eq!((ran.status, ran.out_of_memory), (137, true));
+        assert_eq!((ran.status, ran.out_of_memory), (137, 1));
         }
     }
 }

@@ -7,6 +7,12 @@ pub const AGENT_PORT: u32 = 1024;
 /// Where the guest mounts the shared folder.
 pub const SHARE_PATH: &str = "/run/husk/share";
 
+/// The memory that the containers of a pod share, a tmpfs of the guest's.
+pub const SHARED_MEMORY_PATH: &str = "/run/husk/shm";
+
+/// As the path of a PID namespace: that of the sandbox's own container.
+pub const SANDBOX_PID_NAMESPACE: &str = "/run/husk/pid";
+
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));

@@ -2,9 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use libcgroups::common::{CgroupManager as _, ControllerOpt};
+use libcgroups::v2::manager::Manager;
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::inotify;
+use tokio::io::Interest;
 
 use crate::init::calls;
 use crate::init::mounts::{CGROUP_ROOT, CONTAINERS_CGROUP};
@@ -15,6 +22,9 @@ const PROCESS_LIMIT: usize = 32 << 10;
 const DEPTH_LIMIT: usize = 32;
 /// How long killed processes may take to end; longer only if the kernel is stuck.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long processes may take to stand still.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+const MEMORY_EVENTS: &str = "memory.events";
 
 /// A subtree of cgroups.
 #[derive(Debug, Clone)]
@@ -84,9 +94,58 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Whether the out-of-memory killer has struck in the subtree.
-    pub fn out_of_memory(&self) -> bool {
-        fs::read_to_string(self.path.join("memory.events")).is_ok_and(|events| killed(&events))
+    /// How often the out-of-memory killer has struck in the subtree.
+    pub fn out_of_memory(&self) -> u64 {
+        fs::read_to_string(self.path.join(MEMORY_EVENTS)).map_or(0, |events| kills(&events))
+    }
+
+    /// Waits until the out-of-memory killer has struck more often than `seen`; how often then.
+    pub async fn out_of_memory_beyond(&self, seen: u64) -> io::Result<u64> {
+        let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
+        let watch = calls::watch(inotify::init(flags)?, Interest::READABLE)?;
+        let events = inotify::WatchFlags::MODIFY;
+        inotify::add_watch(watch.get_ref(), self.path.join(MEMORY_EVENTS), events)?;
+        loop {
+            let kills = kills(&fs::read_to_string(self.path.join(MEMORY_EVENTS))?);
+            if kills > seen {
+                return Ok(kills);
+            }
+            let mut ready = watch.readable().await?;
+            // What the events say is read from the file itself.
+            let mut buffer = [MaybeUninit::uninit(); 512];
+            while inotify::Reader::new(watch.get_ref(), &mut buffer).next().is_ok() {}
+            ready.clear_ready();
+        }
+    }
+
+    /// Freezes every process of the subtree, or lets them go on.
+    pub async fn freeze(&self, still: bool) -> io::Result<()> {
+        let (file, wanted) = if still { ("1", "frozen 1") } else { ("0", "frozen 0") };
+        fs::write(self.path.join("cgroup.freeze"), file)?;
+        let (mut step, mut waited) = (Duration::from_micros(200), Duration::ZERO);
+        while !fs::read_to_string(self.path.join("cgroup.events"))?.lines().any(|l| l == wanted) {
+            if waited > FREEZE_LIMIT {
+                // Half frozen is neither.
+                fs::write(self.path.join("cgroup.freeze"), "0")?;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            tokio::time::sleep(step).await;
+            waited += step;
+            step = (step * 2).min(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Writes the limits that `resources` names.
+    pub fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+        let manager = Manager::new(CGROUP_ROOT.into(), self.name()).map_err(io::Error::other)?;
+        let wanted = ControllerOpt {
+            resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        manager.apply(&wanted).map_err(io::Error::other)
     }
 
     /// Waits until no process is left, after [`Cgroup::kill`].
@@ -170,12 +229,11 @@ fn remove(path: &Path, depth: usize) -> io::Result<()> {
     gone_is_fine(fs::remove_dir(path))
 }
 
-/// Whether `memory.events` counts a kill.
-fn killed(events: &str) -> bool {
-    events.lines().any(|line| match line.split_once(' ') {
-        Some(("oom_kill", count)) => count.trim() != "0",
-        _ => false,
-    })
+/// How many kills `memory.events` counts.
+fn kills(events: &str) -> u64 {
+    let mut lines = events.lines().filter_map(|line| line.split_once(' '));
+    let kills = lines.find(|(name, _)| *name == "oom_kill");
+    kills.and_then(|(_, count)| count.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -184,9 +242,9 @@ mod tests {
 
     #[test]
     fn memory_events_are_read() {
-        assert!(killed("low 0\noom 1\noom_kill 2\noom_group_kill 0\n"));
-        assert!(!killed("low 0\noom 1\noom_kill 0\n"));
-        assert!(!killed(""));
+        assert_eq!(kills("low 0\noom 1\noom_kill 2\noom_group_kill 0\n"), 2);
+        assert_eq!(kills("low 0\noom 1\noom_kill 0\n"), 0);
+        assert_eq!(kills(""), 0);
     }
 
     #[test]

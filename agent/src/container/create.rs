@@ -9,21 +9,35 @@ use crate::container::error::{ContainerError, Tried};
 use crate::container::helper::{Console, CreateRequest, Helper};
 use crate::container::lifecycle::Container;
 use crate::container::spec::{self, SpecError};
+use crate::container::volumes::Volumes;
 use crate::container::{delete, devices, error};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
 use crate::process::{self, Process};
 
-/// Makes the init process of `container`, a new one, from the OCI spec in `json`.
+/// What a container is made of.
+pub struct Parts<'a> {
+    /// The OCI spec as JSON.
+    pub spec: &'a [u8],
+    /// The init's streams.
+    pub streams: process::Request,
+    /// Who is at their other ends.
+    pub host: &'a Host,
+    /// Who waits for the init.
+    pub reaper: &'a Arc<Reaper>,
+    /// Those of all containers.
+    pub volumes: &'a Arc<Volumes>,
+    /// The init of the sandbox's own container, whose PID namespace others may join.
+    pub sandbox_pid: Option<u32>,
+}
+
+/// Makes the init process of `container`, a new one.
 pub async fn create(
     container: &Arc<Container>,
-    json: &[u8],
-    streams: process::Request,
-    host: &Host,
-    reaper: &Arc<Reaper>,
+    parts: Parts<'_>,
 ) -> Result<Arc<Process>, ContainerError> {
     error::check_id(container.id())?;
-    let result = make(container, json, streams, host, reaper).await;
+    let result = make(container, parts).await;
     if result.is_err() {
         // What was not made yet is not there to remove; the first error is the one to tell.
         let _ = delete::clean(container).await;
@@ -33,13 +47,12 @@ pub async fn create(
 
 async fn make(
     container: &Arc<Container>,
-    json: &[u8],
-    streams: process::Request,
-    host: &Host,
-    reaper: &Arc<Reaper>,
+    parts: Parts<'_>,
 ) -> Result<Arc<Process>, ContainerError> {
-    let spec: Spec = serde_json::from_slice(json).map_err(SpecError::Json)?;
-    let plan = spec::adapt(spec, container.cgroup(), streams.terminal)?;
+    let Parts { spec, streams, host, reaper, volumes, sandbox_pid } = parts;
+    let spec: Spec = serde_json::from_slice(spec).map_err(SpecError::Json)?;
+    let plan = spec::adapt(spec, container.cgroup(), streams.terminal, sandbox_pid)?;
+    container.holds(volumes.hold(&plan.spec));
     let bundle = container.bundle();
     bundle.make().tried("make the bundle")?;
     let devices = plan.spec.linux().as_ref().and_then(devices::program);

@@ -25,6 +25,7 @@ pub(super) async fn clean(container: &Container) -> Result<(), ContainerError> {
     cgroup.kill().tried("kill the container's processes")?;
     cgroup.emptied().await.tried("end the container's processes")?;
     container.hang_up();
+    container.lets_go();
     cgroup.remove().await.tried("remove the cgroup")?;
     container.bundle().remove().tried("remove the bundle")
 }

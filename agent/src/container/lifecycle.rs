@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::container::bundle::Bundle;
 use crate::container::cgroup::Cgroup;
 use crate::container::error::{ContainerError, Tried};
+use crate::container::spec::SpecError;
+use crate::container::statistics::Statistics;
+use crate::container::volumes::HeldVolumes;
 use crate::process::Process;
 
 /// The states of a container.
@@ -18,6 +21,8 @@ pub enum State {
     Created,
     /// The init process runs.
     Running,
+    /// Its processes stand still.
+    Paused,
     /// The init process has exited.
     Stopped,
     /// Being removed.
@@ -30,6 +35,7 @@ impl fmt::Display for State {
             State::Creating => "being created",
             State::Created => "created",
             State::Running => "running",
+            State::Paused => "paused",
             State::Stopped => "stopped",
             State::Deleting => "being deleted",
         })
@@ -40,7 +46,9 @@ impl fmt::Display for State {
 struct Parts {
     init: Option<Arc<Process>>,
     started: bool,
+    paused: bool,
     deleting: bool,
+    volumes: Option<HeldVolumes>,
     /// None while the helper is at work on one.
     execs: HashMap<String, Option<Arc<Process>>>,
 }
@@ -90,6 +98,7 @@ impl Container {
             _ if parts.deleting => State::Deleting,
             None => State::Creating,
             Some(init) if init.exited().is_some() => State::Stopped,
+            Some(_) if parts.paused => State::Paused,
             Some(_) if parts.started => State::Running,
             Some(_) => State::Created,
         }
@@ -97,6 +106,15 @@ impl Container {
 
     fn refuse<T>(&self, need: &'static str) -> Result<T, ContainerError> {
         Err(ContainerError::State { id: self.id.clone(), state: self.state(), need })
+    }
+
+    pub(super) fn holds(&self, volumes: HeldVolumes) {
+        self.parts().volumes = Some(volumes);
+    }
+
+    pub(super) fn lets_go(&self) {
+        let volumes = self.parts().volumes.take();
+        drop(volumes);
     }
 
     pub(super) fn created(&self, init: Arc<Process>) {
@@ -110,6 +128,54 @@ impl Container {
         }
         self.parts().started = true;
         self.bundle.notify().tried("start the container process")
+    }
+
+    /// Stops every process of a running container where it is.
+    pub async fn pause(&self) -> Result<(), ContainerError> {
+        if self.state() != State::Running {
+            return self.refuse("not running");
+        }
+        self.cgroup.freeze(true).await.tried("pause the container")?;
+        self.parts().paused = true;
+        Ok(())
+    }
+
+    /// Lets a paused container go on.
+    pub async fn resume(&self) -> Result<(), ContainerError> {
+        if self.state() != State::Paused {
+            return self.refuse("not paused");
+        }
+        self.cgroup.freeze(false).await.tried("resume the container")?;
+        self.parts().paused = false;
+        Ok(())
+    }
+
+    /// Changes its limits to those that the JSON of `linux.resources` names.
+    pub fn update(&self, resources: &[u8]) -> Result<(), ContainerError> {
+        let resources = serde_json::from_slice(resources).map_err(SpecError::Json)?;
+        match self.state() {
+            State::Created | State::Running | State::Paused => {
+                self.cgroup.limit(&resources).tried("update the container")
+            }
+            _ => self.refuse("not running"),
+        }
+    }
+
+    /// Waits until the out-of-memory killer has struck in it more often than `seen`, or it has
+    /// stopped; how often then.
+    pub async fn out_of_memory_beyond(&self, seen: u64) -> Result<u64, ContainerError> {
+        let init = self.process("")?;
+        tokio::select! {
+            kills = self.cgroup.out_of_memory_beyond(seen) => {
+                kills.tried("await the out-of-memory killer")
+            }
+            exited = init.wait() => Ok(exited.out_of_memory),
+        }
+    }
+
+    /// What it uses.
+    pub fn statistics(&self) -> Result<Statistics, ContainerError> {
+        Statistics::read(self.cgroup.path()).tried("read the container's statistics")
     }
 
     /// Marks it as being deleted; it must have stopped, or never have been started.

@@ -1,6 +1,9 @@
 //! Containers: each has a bundle directory, a cgroup, an init process and exec'd ones.
 //!
 //! ```text
+//!                                 paused
+//!                                  │  ▲
+//!                            resume▼  │pause
 //! creating ──▶ created ──start──▶ running ──init exits──▶ stopped ──▶ (gone)
 //!                 └──────────────init killed──────────────▶┘
 //! ```
@@ -17,10 +20,14 @@ mod exec;
 pub mod helper;
 mod lifecycle;
 mod spec;
+mod statistics;
+mod volumes;
 
 pub use cgroup::Cgroup;
-pub use create::create;
+pub use create::{Parts, create};
 pub use delete::delete;
 pub use error::ContainerError;
 pub use exec::exec;
 pub use lifecycle::Container;
+pub use statistics::Counters;
+pub use volumes::Volumes;

@@ -2,7 +2,7 @@
 //!
 //! The runtime has translated paths already. What is left is what only the guest knows, or where
 //! libcontainer differs from runc:
-//! - the cgroup is ours; hooks are the host's and never run here;
+//! - the cgroup is ours; of the hooks only those that run in the container's namespaces are here;
 //! - AppArmor, SELinux and RDT are the host's: the guest's kernel has none of them;
 //! - devices keep their path but get the guest's numbers; those the guest has not are left out, and
 //!   so are limits on huge pages of sizes that it has not;
@@ -13,10 +13,11 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
+use husk_agent_protocols::SANDBOX_PID_NAMESPACE;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    Mount, Process, Spec,
+    Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, Mount, Process, Spec,
 };
 
 use crate::container::cgroup::Cgroup;
@@ -50,7 +51,7 @@ pub struct Plan {
     pub late_directory: Option<PathBuf>,
     /// Whether the container has a new network namespace.
     pub new_network: bool,
-    /// Whether the container is in the guest's PID namespace.
+    /// Whether the container's PID namespace is not its own.
     pub shared_pids: bool,
 }
 
@@ -72,17 +73,28 @@ pub fn check_process(process: &Process, terminal: bool) -> Result<(), SpecError>
 }
 
 /// Adapts `spec` for a container in `cgroup`.
-pub fn adapt(mut spec: Spec, cgroup: &Cgroup, terminal: bool) -> Result<Plan, SpecError> {
+pub fn adapt(
+    mut spec: Spec,
+    cgroup: &Cgroup,
+    terminal: bool,
+    sandbox_pid: Option<u32>,
+) -> Result<Plan, SpecError> {
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
     if !root.is_absolute() {
         return Err(SpecError::Invalid("root.path must be an absolute path"));
     }
     let mounts = spec.mounts().clone().unwrap_or_default();
-    spec.set_hooks(None);
+    if let Some(hooks) = spec.hooks().clone() {
+        let mut inside = Hooks::default();
+        inside.set_create_container(hooks.create_container().clone());
+        inside.set_start_container(hooks.start_container().clone());
+        spec.set_hooks(Some(inside));
+    }
 
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     let has_cgroup_mount = mounts.iter().any(|m| m.typ().as_deref() == Some("cgroup"));
     adapt_linux(&mut linux, cgroup, has_cgroup_mount)?;
+    join_pids(&mut linux, sandbox_pid)?;
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     let find = |kind| namespaces.iter().find(|n| n.typ() == kind);
     if find(LinuxNamespaceType::Mount).is_none() {
@@ -93,7 +105,7 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup, terminal: bool) -> Result<Plan, Sp
         spec.set_hostname(None).set_domainname(None);
     }
     let new_network = find(LinuxNamespaceType::Network).is_some_and(|n| n.path().is_none());
-    let shared_pids = find(LinuxNamespaceType::Pid).is_none();
+    let shared_pids = find(LinuxNamespaceType::Pid).is_none_or(|n| n.path().is_some());
     spec.set_linux(Some(linux));
 
     let mut process = spec.process().clone().ok_or(SpecError::Missing("process"))?;
@@ -116,6 +128,21 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup, terminal: bool) -> Result<Plan, Sp
     let uid = process.user().uid();
     spec.set_process(Some(process));
     Ok(Plan { spec, environment, uid, early_directory, late_directory, new_network, shared_pids })
+}
+
+/// Puts the PID namespace of the sandbox's own container in the place of its name.
+fn join_pids(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<(), SpecError> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    for namespace in &mut namespaces {
+        if namespace.path().as_deref() == Some(Path::new(SANDBOX_PID_NAMESPACE)) {
+            let pid = sandbox_pid.ok_or(SpecError::Invalid(
+                "the sandbox's own container, whose PID namespace is to be shared, does not run",
+            ))?;
+            namespace.set_path(Some(format!("/proc/{pid}/ns/pid").into()));
+        }
+    }
+    linux.set_namespaces(Some(namespaces));
+    Ok(())
 }
 
 fn adapt_linux(linux: &mut Linux, cgroup: &Cgroup, mounted: bool) -> Result<(), SpecError> {
@@ -228,7 +255,7 @@ mod tests {
                 "args": ["sh"], "cwd": "/", "env": ["A=1", "A=2"], "user": {"uid": 5, "gid": 6},
                 "noNewPrivileges": false, "apparmorProfile": "cri-containerd.apparmor.d",
             },
-            "hooks": {"prestart": [{"path": "/usr/bin/hook"}]},
+            "hooks": {"prestart": [{"path": "/pre"}], "startContainer": [{"path": "/start"}]},
             "hostname": "name",
             "linux": {
                 "namespaces": [{"type": "mount"}, {"type": "network"}],
@@ -251,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_guest_decides_what_is_the_guests() {
-        let plan = adapt(spec(|_| {}), &Cgroup::of("c"), false).expect("adapted");
+        let plan = adapt(spec(|_| {}), &Cgroup::of("c"), false, None).expect("adapted");
         let linux = plan.spec.linux().as_ref().expect("linux");
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/husk/c")));
         let kinds: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
@@ -262,17 +289,32 @@ mod tests {
         let process = plan.spec.process().as_ref().expect("process");
         assert_eq!(process.no_new_privileges(), None);
         assert!(process.apparmor_profile().is_none());
-        assert!(plan.spec.hooks().is_none() && plan.spec.hostname().is_none());
+        let hooks = serde_json::to_value(plan.spec.hooks()).expect("hooks");
+        assert_eq!(hooks, json!({"startContainer": [{"path": "/start"}]}));
+        assert!(plan.spec.hostname().is_none());
         assert_eq!(plan.environment, ["A=1", "A=2"]);
         assert!(plan.new_network && plan.shared_pids);
         assert_eq!(plan.uid, 5);
     }
 
     #[test]
+    fn pids_are_shared_with_the_sandboxs_own_container() {
+        let shared = json!([{"type": "mount"}, {"type": "pid", "path": "/run/husk/pid"}]);
+        let change = |v: &mut Value| v["linux"]["namespaces"] = shared.clone();
+        let plan = adapt(spec(change), &Cgroup::of("c"), false, Some(7)).expect("adapted");
+        let namespaces = plan.spec.linux().as_ref().and_then(|l| l.namespaces().clone());
+        let paths: Vec<_> = namespaces.iter().flatten().filter_map(|n| n.path().clone()).collect();
+        assert_eq!(paths, [PathBuf::from("/proc/7/ns/pid")]);
+        assert!(plan.shared_pids);
+        let alone = adapt(spec(change), &Cgroup::of("c"), false, None).expect_err("refused");
+        assert!(alone.to_string().contains("does not run"), "{alone}");
+    }
+
+    #[test]
     fn working_directories_are_made_where_they_will_be_seen() {
         let plan = |cwd: &str| {
             let spec = spec(|v| v["process"]["cwd"] = json!(cwd));
-            adapt(spec, &Cgroup::of("c"), false).expect("adapted")
+            adapt(spec, &Cgroup::of("c"), false, None).expect("adapted")
         };
         let root = PathBuf::from("/run/husk/share/c/rootfs");
         let early = |cwd| plan(cwd).early_directory;
@@ -294,7 +336,7 @@ mod tests {
     #[test]
     fn bad_specs_are_refused() {
         let refused = |change: fn(&mut Value)| {
-            adapt(spec(change), &Cgroup::of("c"), false).expect_err("refused").to_string()
+            adapt(spec(change), &Cgroup::of("c"), false, None).expect_err("refused").to_string()
         };
         assert_eq!(refused(|v| v["process"]["args"] = json!([])), "process.args is missing");
         assert!(refused(|v| v["process"]["cwd"] = json!("x")).contains("absolute"));

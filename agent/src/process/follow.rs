@@ -21,8 +21,8 @@ pub struct Exited {
     pub output: u64,
     /// The same for standard error.
     pub error: u64,
-    /// Whether the kernel's out-of-memory killer had struck in its container.
-    pub out_of_memory: bool,
+    /// How often the kernel's out-of-memory killer had struck in its container.
+    pub out_of_memory: u64,
 }
 
 /// Why a signal could not be sent.
@@ -51,12 +51,12 @@ pub struct Process {
 
 impl Process {
     /// Follows the child `pid` with its `relays`. `exit` comes from the reaper; `at_exit` runs
-    /// first of all then and says whether the out-of-memory killer had struck.
+    /// first of all then and says how often the out-of-memory killer had struck.
     pub fn follow(
         pid: i32,
         relays: Relays,
         exit: oneshot::Receiver<Exit>,
-        at_exit: impl FnOnce() -> bool + Send + 'static,
+        at_exit: impl FnOnce() -> u64 + Send + 'static,
     ) -> Arc<Self> {
         let handle = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let relays = Mutex::new(Some(relays));

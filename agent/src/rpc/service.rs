@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecProcessRequest,
-    ExecProcessResponse, ListProcessesResponse, ProcessEntry, ProcessRequest,
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
+    ExecProcessRequest, ExecProcessResponse, ListProcessesResponse, ProcessEntry, ProcessRequest,
     ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-    Streams, WaitProcessResponse,
+    StatContainerResponse, Streams, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
-use crate::container::{Container, ContainerError};
+use crate::container::{Container, ContainerError, Counters};
 use crate::process::{self, Process, SignalError};
 use crate::rpc::status::status;
 use crate::sandbox::{Sandbox, Setup};
@@ -57,6 +58,10 @@ fn size(characters: u32) -> u16 {
     u16::try_from(characters).unwrap_or(u16::MAX)
 }
 
+fn disk_use((major, minor, counters): (u64, u64, Counters)) -> DiskUse {
+    DiskUse { major, minor, counters, ..Default::default() }
+}
+
 /// Signals every process of the container.
 fn signal_all(container: &Container, signal: u32) -> Result<()> {
     container.cgroup().signal(signal).map_err(|error| {
@@ -81,6 +86,8 @@ impl Agent for Service {
             entropy: request.entropy,
             share: request.share_tag,
             parameters: request.sysctls,
+            shared_memory: request.shared_memory,
+            name: request.sandbox_id,
         })?;
         let name = nix::sys::utsname::uname().map_err(|e| status(Code::INTERNAL, e))?;
         let mut response = StartSandboxResponse::new();
@@ -140,7 +147,7 @@ impl Agent for Service {
         response.exited_at_nanoseconds = exited.exit.at;
         response.stdout_bytes = exited.output;
         response.stderr_bytes = exited.error;
-        response.oom_killed = exited.out_of_memory;
+        response.oom_kills = exited.out_of_memory;
         Ok(response)
     }
 
@@ -193,5 +200,55 @@ impl Agent for Service {
             Ok(false) => Err(status(Code::FAILED_PRECONDITION, "the process has no terminal")),
             Err(error) => Err(status(Code::UNKNOWN, format!("resize the terminal: {error}"))),
         }
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Result<Empty> {
+        self.sandbox.container(&request.container_id)?.pause().await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Result<Empty> {
+        self.sandbox.container(&request.container_id)?.resume().await?;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> Result<Empty> {
+        self.sandbox.container(&request.container_id)?.update(&request.resources)?;
+        Ok(Empty::new())
+    }
+
+    async fn stat_container(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> Result<StatContainerResponse> {
+        let used = self.sandbox.container(&request.container_id)?.statistics()?;
+        Ok(StatContainerResponse {
+            cpu_stat: used.cpu,
+            memory_stat: used.memory,
+            memory_events: used.memory_events,
+            memory_current: used.memory_current,
+            memory_max: used.memory_max,
+            swap_current: used.swap_current,
+            swap_max: used.swap_max,
+            pids_current: used.pids_current,
+            pids_max: used.pids_max,
+            io_stat: used.disks.into_iter().map(disk_use).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: WaitOutOfMemoryRequest,
+    ) -> Result<WaitOutOfMemoryResponse> {
+        let container = self.sandbox.container(&request.container_id)?;
+        let oom_kills = container.out_of_memory_beyond(request.seen).await?;
+        Ok(WaitOutOfMemoryResponse { oom_kills, ..Default::default() })
     }
 }

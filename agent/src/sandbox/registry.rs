@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
-use crate::container::{self, Cgroup, Container, ContainerError};
+use crate::container::{self, Cgroup, Container, ContainerError, Volumes};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
 use crate::process::{self, Process};
@@ -23,6 +23,8 @@ pub struct Sandbox {
     host: Host,
     reaper: Arc<Reaper>,
     started: AtomicBool,
+    name: OnceLock<String>,
+    volumes: Arc<Volumes>,
     ending: watch::Sender<bool>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
 }
@@ -35,6 +37,8 @@ impl Sandbox {
             host,
             reaper,
             started: AtomicBool::new(false),
+            name: OnceLock::new(),
+            volumes: Arc::default(),
             ending: watch::Sender::new(false),
             containers: Mutex::default(),
         })
@@ -45,6 +49,8 @@ impl Sandbox {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(StartError::Twice);
         }
+        // Only the first caller comes here.
+        let _ = self.name.set(setup.name.clone());
         let started = start::start(setup, matches!(self.host, Host::Vsock));
         match &started {
             Ok(()) => info!(self.log, "sandbox: started"),
@@ -106,7 +112,15 @@ impl Sandbox {
             }
             containers.insert(id.to_owned(), Arc::clone(&container));
         }
-        let created = container::create(&container, spec, streams, &self.host, &self.reaper).await;
+        let parts = container::Parts {
+            spec,
+            streams,
+            host: &self.host,
+            reaper: &self.reaper,
+            volumes: &self.volumes,
+            sandbox_pid: self.own_pid(),
+        };
+        let created = container::create(&container, parts).await;
         match &created {
             Ok(init) => info!(self.log, "container: created"; "id" => id, "pid" => init.pid()),
             Err(error) => {
@@ -115,6 +129,12 @@ impl Sandbox {
             }
         }
         created
+    }
+
+    /// The process of the sandbox's own container, if that runs.
+    fn own_pid(&self) -> Option<u32> {
+        let own = self.container(self.name.get()?).ok()?.process("").ok()?;
+        own.exited().is_none().then(|| own.pid())
     }
 
     /// Adds a process to a running container.

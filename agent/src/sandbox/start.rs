@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use husk_agent_protocols::SHARE_PATH;
+use husk_agent_protocols::{SHARE_PATH, SHARED_MEMORY_PATH};
 use nix::mount::{MsFlags, mount};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_settime};
@@ -17,9 +17,14 @@ use crate::init::calls;
 use crate::init::mounts::{self, MountError};
 use crate::network::loopback_up;
 
+/// As large as engines make it.
+const DEFAULT_SHARED_MEMORY: u64 = 64 << 20;
+
 /// What the host says of the sandbox.
 #[derive(Debug, Default)]
 pub struct Setup {
+    /// The sandbox's name, which is also that of its own container in a pod.
+    pub name: String,
     /// The guest's host name.
     pub hostname: String,
     /// Nanoseconds since the epoch.
@@ -30,6 +35,8 @@ pub struct Setup {
     pub share: String,
     /// Kernel parameters by dotted name.
     pub parameters: HashMap<String, String>,
+    /// Bytes of the memory that containers share.
+    pub shared_memory: u64,
 }
 
 /// Why the sandbox cannot start.
@@ -92,6 +99,15 @@ pub fn start(setup: &Setup, guest: bool) -> Result<(), StartError> {
         let mounted = mount(Some(tag), SHARE_PATH, Some("virtiofs"), flags, None::<&str>);
         tried("mount the share", mounted)?;
     }
+    tried("make the shared memory", shared_memory(setup.shared_memory))
+}
+
+fn shared_memory(bytes: u64) -> io::Result<()> {
+    fs::create_dir_all(SHARED_MEMORY_PATH)?;
+    let size = if bytes == 0 { DEFAULT_SHARED_MEMORY } else { bytes };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    let options = format!("mode=1777,size={size}");
+    mount(Some("shm"), SHARED_MEMORY_PATH, Some("tmpfs"), flags, Some(options.as_str()))?;
     Ok(())
 }
 

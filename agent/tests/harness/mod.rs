@@ -51,7 +51,7 @@ pub struct Ran {
     pub status: u32,
     pub output_bytes: u64,
     pub error_bytes: u64,
-    pub out_of_memory: bool,
+    pub out_of_memory: u64,
 }
 
 impl Ran {
@@ -251,7 +251,7 @@ impl Agent {
             status: exited.exit_status,
             output_bytes: exited.stdout_bytes,
             error_bytes: exited.stderr_bytes,
-            out_of_memory: exited.oom_killed,
+            out_of_memory: exited.oom_kills,
         })
     }
 
