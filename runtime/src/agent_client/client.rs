@@ -1,17 +1,22 @@
 //! One method per call of the contract, with its deadline.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse,
     ProcessRequest, ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, WaitProcessResponse,
+    StartSandboxResponse, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
 pub use ttrpc::proto::Code;
+
+use super::gate::{After, Gate};
+use crate::machine::Machine;
 
 /// For calls that only look something up or pass a signal on.
 const SHORT: Duration = Duration::from_secs(10);
@@ -61,7 +66,10 @@ type Result<T> = std::result::Result<T, AgentError>;
 
 /// A connection to an agent; clones share it.
 #[derive(Clone)]
-pub struct AgentClient(agent_ttrpc::AgentClient);
+pub struct AgentClient {
+    wire: agent_ttrpc::AgentClient,
+    gate: Option<Arc<Gate>>,
+}
 
 impl std::fmt::Debug for AgentClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,7 +88,28 @@ fn long() -> Context {
 impl AgentClient {
     /// Over the stream the agent opened.
     pub fn new(stream: tokio::net::UnixStream) -> Self {
-        Self(agent_ttrpc::AgentClient::new(Client::new(Socket::from(stream))))
+        let wire = agent_ttrpc::AgentClient::new(Client::new(Socket::from(stream)));
+        Self { wire, gate: None }
+    }
+
+    /// From now on calls see to it that the machine's processors run.
+    pub fn guarding(self, machine: Arc<Machine>) -> Self {
+        Self { gate: Some(Arc::new(Gate::new(machine))), ..self }
+    }
+
+    /// Makes a call while the processors run.
+    async fn awake<T>(
+        &self,
+        after: After,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T> {
+        let Some(gate) = &self.gate else { return Ok(call.await?) };
+        let inside = gate.enter().await;
+        let result = call.await;
+        // A refused pause has paused nothing.
+        let after = if result.is_err() && after == After::Still { After::Unchanged } else { after };
+        inside.leave(after).await;
+        Ok(result?)
     }
 
     /// Sets up what all containers share; first of all calls.
@@ -88,35 +117,37 @@ impl AgentClient {
         &self,
         request: &StartSandboxRequest,
     ) -> Result<StartSandboxResponse> {
-        Ok(self.0.start_sandbox(long(), request).await?)
+        self.awake(After::Going, self.wire.start_sandbox(long(), request)).await
     }
 
     /// Asks for the orderly end; at most `limit` for the answer.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
-        self.0.shutdown(with_duration(limit), &Empty::new()).await?;
+        self.awake(After::Going, self.wire.shutdown(with_duration(limit), &Empty::new())).await?;
         Ok(())
     }
 
     /// Creates a container; returns the init's process id in the guest.
     pub async fn create_container(&self, request: &CreateContainerRequest) -> Result<u32> {
-        Ok(self.0.create_container(long(), request).await?.pid)
+        Ok(self.awake(After::Going, self.wire.create_container(long(), request)).await?.pid)
     }
 
     /// Lets a created init go.
     pub async fn start_container(&self, container_id: &str) -> Result<()> {
-        self.0.start_container(long(), &container(container_id)).await?;
+        self.awake(After::Going, self.wire.start_container(long(), &container(container_id)))
+            .await?;
         Ok(())
     }
 
     /// Removes a container, whatever is left of it.
     pub async fn delete_container(&self, container_id: &str) -> Result<()> {
-        self.0.delete_container(long(), &container(container_id)).await?;
+        self.awake(After::Going, self.wire.delete_container(long(), &container(container_id)))
+            .await?;
         Ok(())
     }
 
     /// Adds and starts a process; returns its id in the guest.
     pub async fn exec_process(&self, request: &ExecProcessRequest) -> Result<u32> {
-        Ok(self.0.exec_process(long(), request).await?.pid)
+        Ok(self.awake(After::Going, self.wire.exec_process(long(), request)).await?.pid)
     }
 
     /// Waits, however long it takes, for a process's exit.
@@ -125,7 +156,7 @@ impl AgentClient {
         container_id: &str,
         exec_id: &str,
     ) -> Result<WaitProcessResponse> {
-        Ok(self.0.wait_process(Context::default(), &process(container_id, exec_id)).await?)
+        Ok(self.wire.wait_process(Context::default(), &process(container_id, exec_id)).await?)
     }
 
     /// Sends a signal to a process, or to all of the container.
@@ -141,19 +172,21 @@ impl AgentClient {
         exec_id.clone_into(&mut request.exec_id);
         request.signal = signal;
         request.all = all;
-        self.0.signal_process(short(), &request).await?;
+        self.awake(After::Going, self.wire.signal_process(short(), &request)).await?;
         Ok(())
     }
 
     /// Forgets an exec'd process that has exited.
     pub async fn delete_process(&self, container_id: &str, exec_id: &str) -> Result<()> {
-        self.0.delete_process(short(), &process(container_id, exec_id)).await?;
+        let request = process(container_id, exec_id);
+        self.awake(After::Going, self.wire.delete_process(short(), &request)).await?;
         Ok(())
     }
 
     /// The container's processes.
     pub async fn list_processes(&self, container_id: &str) -> Result<ListProcessesResponse> {
-        Ok(self.0.list_processes(short(), &container(container_id)).await?)
+        let request = container(container_id);
+        self.awake(After::Unchanged, self.wire.list_processes(short(), &request)).await
     }
 
     /// Sets the size of a terminal.
@@ -169,8 +202,43 @@ impl AgentClient {
         exec_id.clone_into(&mut request.exec_id);
         request.rows = rows;
         request.columns = columns;
-        self.0.resize_terminal(short(), &request).await?;
+        self.awake(After::Unchanged, self.wire.resize_terminal(short(), &request)).await?;
         Ok(())
+    }
+
+    /// Freezes a container; with `last`, the only one of the sandbox's that still ran.
+    pub async fn pause_container(&self, container_id: &str, last: bool) -> Result<()> {
+        let after = if last { After::Still } else { After::Going };
+        self.awake(after, self.wire.pause_container(long(), &container(container_id))).await?;
+        Ok(())
+    }
+
+    /// Lets a paused container go on.
+    pub async fn resume_container(&self, container_id: &str) -> Result<()> {
+        let request = container(container_id);
+        self.awake(After::Going, self.wire.resume_container(long(), &request)).await?;
+        Ok(())
+    }
+
+    /// Changes a container's limits.
+    pub async fn update_container(&self, request: &UpdateContainerRequest) -> Result<()> {
+        self.awake(After::Unchanged, self.wire.update_container(short(), request)).await?;
+        Ok(())
+    }
+
+    /// What a container uses.
+    pub async fn stat_container(&self, container_id: &str) -> Result<StatContainerResponse> {
+        let request = container(container_id);
+        self.awake(After::Unchanged, self.wire.stat_container(short(), &request)).await
+    }
+
+    /// Waits, however long it takes, until the out-of-memory killer has struck more often than
+    /// `seen`; how often then. Not more often: the container has ended.
+    pub async fn wait_out_of_memory(&self, container_id: &str, seen: u64) -> Result<u64> {
+        let mut request = WaitOutOfMemoryRequest::new();
+        container_id.clone_into(&mut request.container_id);
+        request.seen = seen;
+        Ok(self.wire.wait_out_of_memory(Context::default(), &request).await?.oom_kills)
     }
 }
 

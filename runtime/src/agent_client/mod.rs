@@ -3,5 +3,6 @@
 //! Answers come from the guest: only their declared fields are looked at, and texts are cut.
 
 mod client;
+mod gate;
 
 pub use client::{AgentClient, AgentError, Code};

@@ -2,19 +2,22 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hook, Spec};
 use slog::Logger;
 
+use super::control::Going;
+use super::hooks::{self, HostHooks, HostMounts, State};
+use super::out_of_memory::OutOfMemory;
 use super::{ContainerError, Exec, ExecRequest, Exit, Observer, Process, Status};
-use crate::agent_client::AgentClient;
+use crate::agent_client::{AgentClient, AgentError};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, RootfsMount};
+use crate::resource::{ContainerShare, RootfsMount, Volumes};
 use crate::spec::{SpecError, translate};
 
 /// The first vsock port for streams; below are the well-known ones.
@@ -49,6 +52,8 @@ pub struct Follower {
     pub observer: Arc<dyn Observer>,
     /// The log.
     pub log: Logger,
+    pub(super) going: Going,
+    pub(super) mounts: HostMounts,
     sandbox_id: String,
     ports: Arc<AtomicU32>,
 }
@@ -60,13 +65,16 @@ impl Follower {
         machine: Arc<Machine>,
         agent: AgentClient,
         observer: Arc<dyn Observer>,
+        mounts: HostMounts,
         log: Logger,
     ) -> Self {
         Self {
+            agent: agent.guarding(Arc::clone(&machine)),
             machine,
-            agent,
             observer,
             log,
+            going: Going::default(),
+            mounts,
             sandbox_id: id.to_owned(),
             ports: Arc::new(AtomicU32::new(FIRST_PORT)),
         }
@@ -78,12 +86,13 @@ impl Follower {
         Ok(Streams::open(stdio, &self.machine, next).await?)
     }
 
-    fn follow(&self, names: (&str, &str), streams: Streams) -> Arc<Process> {
-        Process::follow(names, &self.agent, &self.machine, streams, &self.observer, &self.log)
+    /// An answer of the agent's, or why there is none.
+    pub(super) fn explained<T>(&self, answer: Result<T, AgentError>) -> Result<T, ContainerError> {
+        answer.map_err(|error| self.explain(error.into()))
     }
 
     /// An agent that cannot be reached because its machine has ended is the machine's error.
-    fn explain(&self, error: ContainerError) -> ContainerError {
+    pub(super) fn explain(&self, error: ContainerError) -> ContainerError {
         match (error, self.machine.ended()) {
             (ContainerError::Agent(_) | ContainerError::Streams(_), Some(end)) => {
                 ContainerError::MachineEnded(end.reason)
@@ -107,9 +116,14 @@ pub struct Container {
     id: String,
     bundle: PathBuf,
     stdio: StdioPaths,
-    follower: Follower,
+    pub(super) follower: Follower,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
+    pub(super) paused: AtomicBool,
+    killer: Arc<OutOfMemory>,
+    hooks: HostHooks,
+    /// As hooks were told of it at first.
+    state: State,
     // Last: what the init's streams and files are on goes after them.
     share: Mutex<Option<ContainerShare>>,
 }
@@ -125,10 +139,11 @@ impl Container {
     pub async fn create(
         request: CreateRequest,
         share: &Path,
+        volumes: &Volumes,
         follower: Follower,
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
-        let guest = translate(request.spec, &request.id, &request.bundle)?;
+        let mut guest = translate(request.spec, &request.id, &request.bundle)?;
         // The sandbox's own container has had them set when the sandbox started.
         if request.id != follower.sandbox_id {
             guest.refuse_sandbox_sysctls()?;
@@ -143,7 +158,10 @@ impl Container {
         } else {
             request.rootfs
         };
-        let files = ContainerShare::create(share, &request.id, &rootfs, &guest.volumes)?;
+        let volumes = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
+        let volumes = volumes.collect::<Result<Vec<_>, _>>()?;
+        guest.place_volumes(volumes.iter().map(|volume| volume.name()));
+        let files = ContainerShare::create(share, &request.id, &rootfs, volumes)?;
         let streams = follower.open(&request.stdio).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
@@ -154,9 +172,20 @@ impl Container {
             ends.columns = u32::try_from(size.width()).unwrap_or(0);
         }
         call.streams = Some(ends).into();
-        let created = follower.agent.create_container(&call).await;
-        created.map_err(|error| follower.explain(error.into()))?;
-        let init = follower.follow((&request.id, ""), streams);
+        let pid = follower.machine.pid();
+        let state = State {
+            oci_version: guest.spec.version().clone(),
+            id: request.id.clone(),
+            status: "creating",
+            pid,
+            bundle: request.bundle.clone(),
+            annotations: guest.spec.annotations().clone().unwrap_or_default(),
+        };
+        hooks::run(&guest.hooks.create, &state, &follower.mounts).await?;
+        follower.explained(follower.agent.create_container(&call).await)?;
+        let killer = OutOfMemory::new(&request.id, pid, &follower.observer);
+        killer.watch(follower.agent.clone());
+        let init = Process::follow((&request.id, ""), &follower, streams, &killer);
         Ok(Self {
             id: request.id,
             bundle: request.bundle,
@@ -164,6 +193,10 @@ impl Container {
             follower,
             init,
             execs: Mutex::default(),
+            paused: AtomicBool::new(false),
+            killer,
+            hooks: guest.hooks,
+            state,
             share: Mutex::new(Some(files)),
         })
     }
@@ -212,21 +245,10 @@ impl Container {
         exit.ok_or_else(|| ContainerError::NoProcess(exec_id.to_owned()))
     }
 
-    /// Lets the created init run.
-    pub async fn start(&self) -> Result<(), ContainerError> {
-        self.init.start().await.map_err(|error| self.follower.explain(error))
-    }
-
     /// Adds a process, to be started later.
     pub fn add_exec(&self, request: ExecRequest) -> Result<(), ContainerError> {
         check_name(&request.exec_id)?;
-        match self.init.status() {
-            Status::Running => {}
-            status => {
-                let status = status.name();
-                return Err(ContainerError::Status { action: "exec in", status });
-            }
-        }
+        self.demand(Status::Running, "exec in")?;
         let mut execs = lock(&self.execs);
         if execs.contains_key(&request.exec_id) {
             return Err(ContainerError::Exists(request.exec_id));
@@ -238,6 +260,7 @@ impl Container {
     /// Starts an added process.
     pub async fn start_exec(&self, exec_id: &str) -> Result<Arc<Process>, ContainerError> {
         let exec = self.exec(exec_id)?;
+        self.demand(Status::Running, "exec in")?;
         let starting = exec.starting.lock().await;
         if let Some(process) = exec.process() {
             let status = process.status().name();
@@ -251,9 +274,9 @@ impl Container {
         let mut ends = streams.for_agent();
         (ends.rows, ends.columns) = exec.size();
         call.streams = Some(ends).into();
-        let made = self.follower.agent.exec_process(&call).await;
-        made.map_err(|error| self.follower.explain(error.into()))?;
-        let process = self.follower.follow((&self.id, exec_id), streams);
+        self.follower.explained(self.follower.agent.exec_process(&call).await)?;
+        let names = (self.id.as_str(), exec_id);
+        let process = Process::follow(names, &self.follower, streams, &self.killer);
         process.started().await;
         exec.has_started(Arc::clone(&process));
         drop(starting);
@@ -283,8 +306,12 @@ impl Container {
 
     /// Removes the container from the guest and the shared folder; how its init ended.
     pub async fn delete(&self) -> Result<Exit, ContainerError> {
-        if self.init.status() == Status::Running {
-            return Err(ContainerError::Status { action: "delete", status: "running" });
+        match self.status(&self.init) {
+            Status::Created | Status::Stopped => {}
+            status => {
+                let status = status.name();
+                return Err(ContainerError::Status { action: "delete", status });
+            }
         }
         let deleted = self.follower.agent.delete_container(&self.id).await;
         if let Err(error) = deleted {
@@ -304,13 +331,26 @@ impl Container {
             exec.deleted();
         }
         lock(&self.share).take();
+        self.follower.going.lock().await.remove(&self.id);
+        self.run_hooks(&self.hooks.stopped, "stopped").await;
         Ok(exit)
+    }
+
+    pub(super) async fn run_hooks_started(&self) {
+        self.run_hooks(&self.hooks.started, "running").await;
+    }
+
+    /// Runs hooks whose failure changes nothing any more.
+    async fn run_hooks(&self, hooks: &[Hook], status: &'static str) {
+        let pid = if status == "stopped" { 0 } else { self.state.pid };
+        let state = State { status, pid, ..self.state.clone() };
+        hooks::run_all(hooks, &state, &self.follower.mounts, &self.follower.log).await;
     }
 
     /// Its processes by the guest's numbers.
     pub async fn processes(&self) -> Result<Vec<GuestProcess>, ContainerError> {
         let list = self.follower.agent.list_processes(&self.id).await;
-        let list = list.map_err(|error| self.follower.explain(error.into()))?;
+        let list = self.follower.explained(list)?;
         let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
         Ok(list.processes.into_iter().map(entry).collect())
     }

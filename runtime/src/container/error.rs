@@ -1,5 +1,6 @@
 //! Why something asked of a container was not done.
 
+use super::HookError;
 use crate::agent_client::AgentError;
 use crate::io::StreamsError;
 use crate::resource::ResourceError;
@@ -37,6 +38,9 @@ pub enum ContainerError {
     /// Its files could not be laid out.
     #[error("cannot lay out the container's files")]
     Resource(#[from] ResourceError),
+    /// A hook of its spec failed.
+    #[error("a hook of the container's")]
+    Hook(#[from] HookError),
     /// Its streams could not be opened.
     #[error(transparent)]
     Streams(#[from] StreamsError),

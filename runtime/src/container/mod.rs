@@ -3,6 +3,10 @@
 //! A process's life:
 //!
 //! ```text
+//!                      Paused
+//!                       ▲  │
+//!                 pause │  │ resume
+//!                       │  ▼
 //!   Created ──start──▶ Running ──exit──▶ Stopped
 //!      └────────────────killed──────────────▲
 //! ```
@@ -12,11 +16,17 @@
 
 #[expect(clippy::module_inception, reason = "a container is what the folder is about")]
 mod container;
+mod control;
 mod error;
 mod exec;
+mod hooks;
+mod out_of_memory;
 mod process;
+
+pub use husk_agent_protocols::agent::StatContainerResponse as Statistics;
 
 pub use container::{Container, CreateRequest, Follower, GuestProcess};
 pub use error::ContainerError;
 pub use exec::{Exec, ExecRequest};
+pub use hooks::{HookError, HostHooks, HostMounts};
 pub use process::{Exit, Happening, Observer, Process, Status};

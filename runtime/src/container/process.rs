@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use slog::{Logger, debug, warn};
 use tokio::sync::watch;
 
-use super::ContainerError;
+use super::out_of_memory::OutOfMemory;
+use super::{ContainerError, Follower};
 use crate::agent_client::{AgentClient, AgentError};
 use crate::io::Streams;
 use crate::lock::lock;
@@ -25,6 +26,8 @@ pub enum Status {
     Created,
     /// It runs.
     Running,
+    /// It stands still, with all of its container.
+    Paused,
     /// It has exited.
     Stopped,
 }
@@ -35,6 +38,7 @@ impl Status {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -78,6 +82,7 @@ pub struct Process {
     telling: tokio::sync::Mutex<()>,
     exit: watch::Sender<Option<Exit>>,
     observer: Arc<dyn Observer>,
+    killer: Arc<OutOfMemory>,
 }
 
 impl std::fmt::Debug for Process {
@@ -90,24 +95,24 @@ impl Process {
     /// Takes on a process that the agent has just made, and follows it to its end.
     pub(super) fn follow(
         names: (&str, &str),
-        agent: &AgentClient,
-        machine: &Arc<Machine>,
+        follower: &Follower,
         streams: Streams,
-        observer: &Arc<dyn Observer>,
-        log: &Logger,
+        killer: &Arc<OutOfMemory>,
     ) -> Arc<Self> {
+        let machine = Arc::clone(&follower.machine);
         let process = Arc::new(Self {
             container_id: names.0.to_owned(),
             exec_id: names.1.to_owned(),
             pid: machine.pid(),
-            agent: agent.clone(),
+            agent: follower.agent.clone(),
             streams: Mutex::new(Some(Arc::new(streams))),
             started: Mutex::new(false),
             telling: tokio::sync::Mutex::new(()),
             exit: watch::Sender::new(None),
-            observer: Arc::clone(observer),
+            observer: Arc::clone(&follower.observer),
+            killer: Arc::clone(killer),
         });
-        tokio::spawn(Arc::clone(&process).run(Arc::clone(machine), log.clone()));
+        tokio::spawn(Arc::clone(&process).run(machine, follower.log.clone()));
         process
     }
 
@@ -116,7 +121,7 @@ impl Process {
         self.pid
     }
 
-    /// Where it is in its life.
+    /// Where it is in its life; that its container is paused only the container knows.
     pub fn status(&self) -> Status {
         match (self.exit.borrow().is_some(), *lock(&self.started)) {
             (true, _) => Status::Stopped,
@@ -207,9 +212,7 @@ impl Process {
                 if let Some(streams) = streams {
                     streams.delivered(answer.stdout_bytes, answer.stderr_bytes).await;
                 }
-                if answer.oom_killed {
-                    self.tell(Happening::OutOfMemory);
-                }
+                self.killer.tell(answer.oom_kills);
                 let since = u64::try_from(answer.exited_at_nanoseconds).unwrap_or(0);
                 Exit { status: answer.exit_status, at: UNIX_EPOCH + Duration::from_nanos(since) }
             }

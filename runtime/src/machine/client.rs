@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::pidfd::watched_fd;
-use super::{Child, MachineError, Role};
+use super::{Child, MachineError, NetworkNamespace, Role};
 use crate::error::chain;
 use crate::lock::lock;
 
@@ -67,8 +67,12 @@ struct Shared {
 
 impl Machine {
     /// Starts the process; the machine itself comes with [`MachineRequest::Boot`].
-    pub fn start(program: &Path, log: &Logger) -> Result<Self, MachineError> {
-        let (child, socket) = Child::spawn(program, Role::Machine, log)?;
+    pub fn start(
+        program: &Path,
+        network: &NetworkNamespace,
+        log: &Logger,
+    ) -> Result<Self, MachineError> {
+        let (child, socket) = Child::spawn(program, Role::Machine, network, log)?;
         let pid = child.pid().as_raw().unsigned_abs();
         Self::over(socket, pid, async move |kill| follow(child, kill).await, log)
     }

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use super::client::{receive, send, watched};
-use super::{Child, MachineError, Role};
+use super::{Child, MachineError, NetworkNamespace, Role};
 
 /// How long it may take to begin to serve.
 const START: Duration = Duration::from_secs(10);
@@ -34,7 +34,8 @@ impl FileServer {
         channels: &[OwnedFd],
         log: &Logger,
     ) -> Result<Self, MachineError> {
-        let (child, socket) = Child::spawn(program, Role::Files, log)?;
+        let (child, socket) =
+            Child::spawn(program, Role::Files, &NetworkNamespace::Inherited, log)?;
         let socket = watched(socket)?;
         let mut descriptors = vec![folder];
         descriptors.extend(channels.iter().map(std::os::fd::AsFd::as_fd));

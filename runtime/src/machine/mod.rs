@@ -3,11 +3,14 @@
 mod client;
 mod error;
 mod files;
+mod network;
 mod pidfd;
 mod process;
 
 pub use client::{Machine, MachineEnd};
 pub use error::MachineError;
 pub use files::FileServer;
+pub use network::NetworkNamespace;
 pub use pidfd::PidFd;
+pub(crate) use pidfd::watched_fd;
 pub use process::{Child, Role};

@@ -42,14 +42,14 @@ impl PidFd {
 }
 
 /// Lets the event loop watch a descriptor that its owner gives up for good.
-pub(super) fn watched_fd<T: AsRawFd + OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+pub(crate) fn watched_fd<T: AsRawFd + OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: `owner` owns its descriptor, always names the same one, and closes it only when it is
     // dropped, which the watcher does after it has stopped watching.
     unsafe { AsyncFd::register(owner) }.map_err(io::Error::from)
 }
 
 /// Types that own one descriptor for as long as they live.
-pub(super) trait OwnsDescriptor {}
+pub(crate) trait OwnsDescriptor {}
 
 impl OwnsDescriptor for OwnedFd {}
 impl OwnsDescriptor for PidFd {}

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::pidfd::watched_fd;
-use super::{MachineError, PidFd};
+use super::{MachineError, NetworkNamespace, PidFd};
 use crate::lock::lock;
 
 /// Bytes of a process's error output kept for the error message.
@@ -77,12 +77,13 @@ impl Child {
     pub fn spawn(
         program: &Path,
         role: Role,
+        network: &NetworkNamespace,
         log: &Logger,
     ) -> Result<(Self, OwnedFd), MachineError> {
         let (ours, theirs) = husk_control::socket_pair().map_err(MachineError::Control)?;
         let fail = |source| MachineError::Spawn { program: program.to_path_buf(), source };
         let (errors, errors_in) = pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
-        let pid = spawn(program, role, &theirs, &errors_in).map_err(fail)?;
+        let pid = network.within(|| spawn(program, role, &theirs, &errors_in)).map_err(fail)?;
         drop((theirs, errors_in));
         let watch = |source| MachineError::Watch { program: program.to_path_buf(), source };
         let pidfd = PidFd::open(pid).and_then(watched_fd).map_err(watch)?;
@@ -261,13 +262,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_named() {
-        let error = Child::spawn(Path::new("/nowhere/husk-vmm"), Role::Machine, &log());
+        let error = Child::spawn(
+            Path::new("/nowhere/husk-vmm"),
+            Role::Machine,
+            &NetworkNamespace::Inherited,
+            &log(),
+        );
         assert_eq!(error.unwrap_err().to_string(), "cannot start /nowhere/husk-vmm");
     }
 
     #[tokio::test]
     async fn says_how_it_ended() {
-        let (child, _control) = Child::spawn(Path::new("/bin/ls"), Role::Files, &log()).unwrap();
+        let (child, _control) =
+            Child::spawn(Path::new("/bin/ls"), Role::Files, &NetworkNamespace::Inherited, &log())
+                .unwrap();
         let how = child.exited().await;
         assert!(how.contains("the file server process ended with status 2: "), "{how}");
         assert!(how.contains("files"), "{how}");
@@ -289,7 +297,8 @@ mod tests {
         std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).unwrap();
-        let (child, _control) = Child::spawn(&program, Role::Machine, &log()).unwrap();
+        let (child, _control) =
+            Child::spawn(&program, Role::Machine, &NetworkNamespace::Inherited, &log()).unwrap();
         child.kill();
         assert_eq!(child.exited().await, "the machine process ended by SIGKILL");
     }

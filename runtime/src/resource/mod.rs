@@ -4,16 +4,20 @@
 //! All mounts are made in the shim's private mount namespace, so the host's table never shows them
 //! and nothing can be left in it. Every mount and folder is owned by a value whose drop undoes it.
 
+mod cgroup;
 mod folder;
 mod mount_options;
 mod rootfs;
 mod share;
 mod sizing;
 mod volume;
+mod volumes;
 
+pub use cgroup::{CgroupError, HostCgroup};
 pub use folder::Folder;
 pub use mount_options::{MountOptions, MountOptionsError};
 pub use rootfs::{Rootfs, RootfsMount};
 pub use share::{ContainerShare, ResourceError};
 pub use sizing::{Sizing, sizing};
 pub use volume::{Volume, VolumeKind};
+pub use volumes::{SharedVolume, VOLUMES, Volumes};

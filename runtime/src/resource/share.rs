@@ -1,12 +1,12 @@
-//! A container's part of the shared folder: `<id>/rootfs` and `<id>/mounts/<n>`.
+//! A container's part of the shared folder: `<id>/rootfs`, and its volumes.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::volume::BoundVolume;
-use super::{Folder, MountOptionsError, Rootfs, RootfsMount, Volume};
+use super::{Folder, MountOptionsError, Rootfs, RootfsMount, SharedVolume};
 
 /// Why a container's files could not be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +53,9 @@ pub enum ResourceError {
 #[derive(Debug)]
 pub struct ContainerShare {
     // In the order of dropping.
-    _volumes: Vec<BoundVolume>,
+    _volumes: Vec<Arc<SharedVolume>>,
     _rootfs: Rootfs,
-    _folders: [Folder; 3],
+    _folders: [Folder; 2],
 }
 
 impl ContainerShare {
@@ -64,21 +64,15 @@ impl ContainerShare {
         share: &Path,
         id: &str,
         rootfs: &[RootfsMount],
-        volumes: &[Volume],
+        volumes: Vec<Arc<SharedVolume>>,
     ) -> Result<Self, ResourceError> {
         let make = |path: PathBuf| {
             Folder::create(path.clone()).map_err(|source| ResourceError::Place { path, source })
         };
         let container = make(share.join(id))?;
         let root = make(container.path().join("rootfs"))?;
-        let mounts = make(container.path().join("mounts"))?;
         let rootfs = Rootfs::mount(rootfs, root.path())?;
-        let mut bound = Vec::with_capacity(volumes.len());
-        for (number, volume) in volumes.iter().enumerate() {
-            let target = mounts.path().join(number.to_string());
-            bound.push(BoundVolume::bind(volume, target)?);
-        }
         // Inner folders go before the outer one.
-        Ok(Self { _volumes: bound, _rootfs: rootfs, _folders: [mounts, root, container] })
+        Ok(Self { _volumes: volumes, _rootfs: rootfs, _folders: [root, container] })
     }
 }

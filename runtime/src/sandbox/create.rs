@@ -19,9 +19,9 @@ use tokio::net::UnixStream;
 use super::boot::{BootParts, SHARE_TAG, last_words};
 use super::{Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
-use crate::container::{Follower, Observer};
-use crate::machine::{FileServer, Machine, MachineError};
-use crate::resource::Folder;
+use crate::container::{Follower, HostMounts, Observer};
+use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace};
+use crate::resource::{Folder, HostCgroup, VOLUMES, Volumes};
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
 /// Bytes of the host's randomness for the guest's pool.
@@ -42,8 +42,16 @@ pub struct SandboxRequest {
     pub configuration: Configuration,
     /// Annotations of the container that brings the sandbox about.
     pub annotations: BTreeMap<String, String>,
-    /// Parameters of the network, which is the sandbox's.
+    /// Parameters of what is the sandbox's.
     pub sysctls: BTreeMap<String, String>,
+    /// Bytes of the memory that the containers of a pod share; 0 for the default.
+    pub shared_memory: u64,
+    /// Where its processes are counted on the host, as the spec's `cgroupsPath` says it.
+    pub cgroup: Option<String>,
+    /// The network namespace of the machine's process.
+    pub network: NetworkNamespace,
+    /// Where hooks run.
+    pub mounts: HostMounts,
     /// The shim's socket, for the record.
     pub socket: Option<PathBuf>,
 }
@@ -51,10 +59,13 @@ pub struct SandboxRequest {
 /// The sandbox's place on the host; dropping removes it.
 #[derive(Debug)]
 pub(super) struct Place {
-    pub(super) share: Folder,
+    // In the order of dropping.
+    volumes: Arc<Volumes>,
+    share: Folder,
     folder: Folder,
     namespace: PathBuf,
     root: PathBuf,
+    cgroup: Option<HostCgroup>,
 }
 
 impl Place {
@@ -75,7 +86,31 @@ impl Place {
         };
         let share = path.join("share");
         let share = make(&share, Folder::create(share.clone()))?;
-        Ok(Self { share, folder, namespace, root: request.root.clone() })
+        let volumes = Volumes::create(share.path())
+            .map_err(|source| SandboxError::Folder { path: share.path().to_owned(), source })?;
+        let root = request.root.clone();
+        let volumes = Arc::new(volumes);
+        let mut place = Self { volumes, share, folder, namespace, root, cgroup: None };
+        place.write_record(request, &[])?;
+        if let Some(name) = request.cgroup.as_deref().filter(|name| !name.is_empty()) {
+            place.cgroup = Some(HostCgroup::enter(name)?);
+            place.write_record(request, &[])?;
+        }
+        Ok(place)
+    }
+
+    /// Writes down what has to be known to clear up, should this process be gone then.
+    fn write_record(&self, request: &SandboxRequest, others: &[u32]) -> Result<(), SandboxError> {
+        let pids = others.iter().copied().chain([std::process::id()]);
+        let processes = pids.filter_map(ProcessRecord::of).collect();
+        let cgroups = self.cgroup.as_ref().map(HostCgroup::folders).unwrap_or_default();
+        Record { processes, socket: request.socket.clone(), cgroups }.write(self.path())?;
+        Ok(())
+    }
+
+    /// Where containers lay out their files, and the volumes they share.
+    pub(super) fn parts(&self) -> (PathBuf, Arc<Volumes>) {
+        (self.share.path().to_owned(), Arc::clone(&self.volumes))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -88,6 +123,7 @@ impl Drop for Place {
         Record::remove(self.path());
         let _ = std::fs::remove_file(self.path().join("console.log"));
         // Fields are dropped after this; removing twice does no harm.
+        let _ = std::fs::remove_dir(self.share.path().join(VOLUMES));
         let _ = std::fs::remove_dir(self.share.path());
         let _ = std::fs::remove_dir(self.path());
         let _ = std::fs::remove_dir(&self.namespace);
@@ -106,23 +142,40 @@ impl Sandbox {
         let program = configuration.vmm_program()?;
         let place = Place::create(&request)?;
         let (parts, channels) = BootParts::open(&configuration, place.path())?;
-        let machine = Arc::new(Machine::start(program, log).map_err(SandboxError::Machine)?);
+        let machine = Arc::new(
+            Machine::start(program, &request.network, log).map_err(SandboxError::Machine)?,
+        );
         let sandbox = async {
             let share = open_folder(place.share.path())?;
             let (agent, files) = tokio::try_join!(
                 boot(&machine, &parts, &configuration),
                 serve(program, &share, channels, log),
             )?;
-            write_record(&request, &place, &machine, &files)?;
-            let started = start_sandbox(&agent, &request);
-            let release = lost_or(&machine, &parts, started).await?.map_err(SandboxError::Agent)?;
-            info!(log, "sandbox ready"; "guest" => release);
+            let started = async {
+                place.write_record(&request, &[machine.pid(), files.pid()])?;
+                let started = start_sandbox(&agent, &request);
+                lost_or(&machine, &parts, started).await?.map_err(SandboxError::Agent)
+            };
+            match started.await {
+                Ok(release) => info!(log, "sandbox ready"; "guest" => release),
+                Err(error) => {
+                    files.kill();
+                    files.end().await;
+                    return Err(error);
+                }
+            }
             Ok((agent, files))
         };
         match sandbox.await {
             Ok((agent, files)) => {
-                let follower =
-                    Follower::new(&request.id, Arc::clone(&machine), agent, observer, log.clone());
+                let follower = Follower::new(
+                    &request.id,
+                    Arc::clone(&machine),
+                    agent,
+                    observer,
+                    request.mounts,
+                    log.clone(),
+                );
                 Ok(Sandbox::new(follower, files, place, log))
             }
             Err(error) => {
@@ -204,6 +257,7 @@ async fn start_sandbox(
         name => name.to_owned(),
     };
     SHARE_TAG.clone_into(&mut call.share_tag);
+    call.shared_memory = request.shared_memory;
     call.sysctls = request.sysctls.clone().into_iter().collect();
     call.entropy = entropy().unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -223,18 +277,6 @@ fn open_folder(path: &Path) -> Result<File, SandboxError> {
         .custom_flags(libc::O_DIRECTORY)
         .open(path)
         .map_err(|source| SandboxError::Folder { path: path.to_path_buf(), source })
-}
-
-fn write_record(
-    request: &SandboxRequest,
-    place: &Place,
-    machine: &Machine,
-    files: &FileServer,
-) -> Result<(), SandboxError> {
-    let pids = [std::process::id(), machine.pid(), files.pid()];
-    let processes = pids.into_iter().filter_map(ProcessRecord::of).collect();
-    Record { processes, socket: request.socket.clone() }.write(place.path())?;
-    Ok(())
 }
 
 impl From<MachineError> for SandboxError {

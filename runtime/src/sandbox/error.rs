@@ -7,6 +7,7 @@ use husk_configuration::ConfigurationError;
 
 use crate::agent_client::AgentError;
 use crate::machine::MachineError;
+use crate::resource::CgroupError;
 use crate::state::RecordError;
 
 /// Why a sandbox could not be had.
@@ -33,6 +34,9 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// The cgroup of its processes.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The record.
     #[error(transparent)]
     Record(#[from] RecordError),

@@ -72,9 +72,11 @@ impl Sandbox {
             }
             containers.insert(id.clone(), Slot::Creating);
         }
-        let share = lock(&self.place).as_ref().map(|place| place.share.path().to_path_buf());
-        let created = match share {
-            Some(share) => Container::create(request, &share, self.follower.clone()).await,
+        let place = lock(&self.place).as_ref().map(Place::parts);
+        let created = match place {
+            Some((share, volumes)) => {
+                Container::create(request, &share, &volumes, self.follower.clone()).await
+            }
             None => Err(ContainerError::MachineEnded("it is being stopped".to_owned())),
         };
         let mut containers = lock(&self.containers);

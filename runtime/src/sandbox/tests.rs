@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ProcessRequest,
-    SignalProcessRequest, Streams, WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
+    ListProcessesResponse, ProcessRequest, SignalProcessRequest, Streams, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::{Agent, create_agent};
 use husk_control::{EndReason, Event, MachineMessage, MachineRequest, Reply, Request};
@@ -26,32 +26,44 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::agent_client::AgentClient;
-use crate::container::{Container, CreateRequest, Exit, Follower, Happening, Observer, Status};
+use crate::container::{
+    Container, CreateRequest, Exit, Follower, Happening, HostMounts, Observer, Status,
+};
 use crate::io::StdioPaths;
 use crate::lock::lock;
 use crate::machine::Machine;
+use crate::resource::Volumes;
 
 /// Answers every request, and tells what the test wants told.
-struct FakeMachine(OwnedFd);
+struct FakeMachine {
+    control: OwnedFd,
+    /// What became of its processors: true for each time they were told to stand still.
+    paused: Mutex<Vec<bool>>,
+}
 
 impl FakeMachine {
     fn tell(&self, message: &MachineMessage) {
-        husk_control::send(&self.0, message, &[]).unwrap();
+        husk_control::send(&self.control, message, &[]).unwrap();
     }
 
     /// As if the guest connected to `port`; the guest's end.
     fn connect(&self, port: u32) -> UnixStream {
         let (host, guest) = StdStream::pair().unwrap();
         let event = MachineMessage::Event(Event::Connection { port });
-        husk_control::send(&self.0, &event, &[host.as_fd()]).unwrap();
+        husk_control::send(&self.control, &event, &[host.as_fd()]).unwrap();
         guest.set_nonblocking(true).unwrap();
         UnixStream::from_std(guest).unwrap()
     }
 
     fn serve(self: Arc<Self>) {
-        while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.0) {
+        while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.control) {
             let Request { id, request } = packet.message;
-            assert!(!matches!(request, MachineRequest::Boot(_)));
+            match request {
+                MachineRequest::Boot(_) => panic!("booted"),
+                MachineRequest::Pause => lock(&self.paused).push(true),
+                MachineRequest::Resume => lock(&self.paused).push(false),
+                _ => {}
+            }
             self.tell(&MachineMessage::Reply { id, result: Ok(Reply::Done) });
         }
     }
@@ -110,8 +122,29 @@ impl Agent for FakeAgent {
         Ok(WaitProcessResponse {
             exit_status: status,
             stdout_bytes: *lock(&self.written),
+            oom_kills: 1,
             ..Default::default()
         })
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, _: ContainerRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        _: ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        _: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        Ok(ListProcessesResponse::new())
     }
 
     async fn delete_container(
@@ -138,6 +171,7 @@ struct Stage {
     machine: Arc<FakeMachine>,
     heard: Arc<Heard>,
     follower: Follower,
+    volumes: Volumes,
     _server: Server,
 }
 
@@ -145,7 +179,7 @@ async fn stage() -> Stage {
     let folder = tempfile::tempdir().unwrap();
     let log = Logger::root(slog::Discard, slog::o!());
     let (ours, theirs) = husk_control::socket_pair().unwrap();
-    let fake = Arc::new(FakeMachine(theirs));
+    let fake = Arc::new(FakeMachine { control: theirs, paused: Mutex::default() });
     std::thread::spawn({
         let fake = Arc::clone(&fake);
         move || fake.serve()
@@ -180,17 +214,24 @@ async fn stage() -> Stage {
         Arc::new(machine),
         AgentClient::new(host),
         Arc::clone(&heard) as Arc<dyn Observer>,
+        HostMounts::default(),
         log,
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
     std::fs::create_dir(folder.path().join("share")).unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
-    Stage { folder, machine: fake, heard, follower, _server: server }
+    let volumes = Volumes::create(&folder.path().join("share")).unwrap();
+    Stage { folder, machine: fake, heard, follower, volumes, _server: server }
 }
 
 impl Stage {
     fn share(&self) -> std::path::PathBuf {
         self.folder.path().join("share")
+    }
+
+    fn assert_nothing_shared(&self) {
+        let count = |path: &Path| std::fs::read_dir(path).unwrap().count();
+        assert_eq!((count(&self.share()), count(&self.share().join(".volumes"))), (1, 0));
     }
 
     async fn create(&self) -> Container {
@@ -211,7 +252,8 @@ impl Stage {
                 ..StdioPaths::default()
             },
         };
-        Container::create(request, &self.share(), self.follower.clone()).await.unwrap()
+        let share = self.share();
+        Container::create(request, &share, &self.volumes, self.follower.clone()).await.unwrap()
     }
 }
 
@@ -238,7 +280,7 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
         let container = stage.create().await;
         let share = stage.share();
         assert!(share.join("c/rootfs/etc").is_dir());
-        assert!(std::fs::write(share.join("c/mounts/0"), "x").is_err(), "read-only");
+        assert!(std::fs::write(share.join(".volumes/0"), "x").is_err(), "read-only");
         assert_eq!(container.init().status(), Status::Created);
         container.start().await.unwrap();
         assert_eq!(container.init().status(), Status::Running);
@@ -254,12 +296,38 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
             container.init().signal(9, false).await.unwrap_err().to_string(),
             "process already finished"
         );
-        let expected =
-            [("c".to_owned(), Happening::Started), ("c".to_owned(), Happening::Exited(exit))];
-        assert_eq!(*lock(&stage.heard.0), expected);
+        let expected = [Happening::Started, Happening::OutOfMemory, Happening::Exited(exit)];
+        assert_eq!(*lock(&stage.heard.0), expected.map(|happening| ("c".to_owned(), happening)));
         container.delete().await.unwrap();
-        assert_eq!(std::fs::read_dir(&share).unwrap().count(), 0);
+        stage.assert_nothing_shared();
         assert!(Path::new("/etc/hostname").exists());
+    });
+}
+
+#[test]
+fn processors_stand_still_while_every_container_is_paused() {
+    apart(|| async {
+        let stage = stage().await;
+        let container = stage.create().await;
+        assert!(container.pause().await.is_err(), "it has not been started");
+        container.start().await.unwrap();
+        assert!(container.resume().await.is_err(), "it is not paused");
+        let told = || std::mem::take(&mut *lock(&stage.machine.paused));
+        container.pause().await.unwrap();
+        assert_eq!(container.status(container.init()), Status::Paused);
+        assert_eq!(told(), [true]);
+        assert!(container.pause().await.is_err(), "it is paused");
+        // They run for as long as it takes to answer.
+        container.processes().await.unwrap();
+        assert_eq!(told(), [false, true]);
+        container.resume().await.unwrap();
+        assert_eq!(told(), [false]);
+        container.processes().await.unwrap();
+        assert!(told().is_empty());
+        // A signal is for the processes: from then on they run.
+        container.pause().await.unwrap();
+        container.init().signal(9, false).await.unwrap();
+        assert_eq!(told(), [true, false]);
     });
 }
 
@@ -272,7 +340,7 @@ fn a_machine_that_ends_takes_its_processes_along() {
         let reason = EndReason::Panicked;
         stage.machine.tell(&MachineMessage::Event(Event::Ended { reason }));
         nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&stage.machine.0),
+            std::os::fd::AsRawFd::as_raw_fd(&stage.machine.control),
             nix::sys::socket::Shutdown::Both,
         )
         .unwrap();
@@ -281,6 +349,6 @@ fn a_machine_that_ends_takes_its_processes_along() {
         let Ok(Exit { status, .. }) = exit.await else { panic!("no exit") };
         assert_eq!(status, 255);
         container.delete().await.unwrap();
-        assert_eq!(std::fs::read_dir(stage.share()).unwrap().count(), 0);
+        stage.assert_nothing_shared();
     });
 }

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use husk_agent_protocols::SANDBOX_PID_NAMESPACE;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
+use super::Membership;
 use super::error::{SpecError, refuse_if, refused};
 use super::translate::some;
 use super::{devices, resources};
 
-/// Every container has its own of these, whether the host's or a fresh one was asked for: the
-/// host's are out of reach, and the guest's belong to the agent.
-const FRESH: [LinuxNamespaceType; 5] = [
+/// What containers have of their own or share within their sandbox; the host's are out of reach,
+/// and so is what the agent itself lives in.
+const KINDS: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Mount,
     LinuxNamespaceType::Pid,
     LinuxNamespaceType::Ipc,
@@ -18,7 +20,11 @@ const FRESH: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Cgroup,
 ];
 
-pub(super) fn translate(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
+pub(super) fn translate(
+    linux: &mut Linux,
+    id: &str,
+    membership: Membership,
+) -> Result<(), SpecError> {
     let no_users = "user namespaces; the machine is the boundary";
     refuse_if(some(linux.uid_mappings()), "linux.uidMappings", no_users)?;
     refuse_if(some(linux.gid_mappings()), "linux.gidMappings", no_users)?;
@@ -34,7 +40,8 @@ pub(super) fn translate(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
         let reason = "its socket is on the host, out of the guest's reach";
         refuse_if(listener, "linux.seccomp.listenerPath", reason)?;
     }
-    linux.set_namespaces(Some(namespaces(linux.namespaces().as_deref().unwrap_or_default())?));
+    let asked = linux.namespaces().clone().unwrap_or_default();
+    linux.set_namespaces(Some(namespaces(&asked, membership)?));
     linux.set_cgroups_path(Some(format!("/husk/{id}").into()));
     // The guest's kernel has no SELinux.
     linux.set_mount_label(None);
@@ -44,30 +51,41 @@ pub(super) fn translate(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
         devices::translate(list, &rules)?;
     }
     if let Some(limits) = &mut limits {
-        resources::translate(limits)?;
+        resources::translate_resources(limits)?;
     }
     linux.set_resources(limits);
     Ok(())
 }
 
-/// Takes out the parameters of the network namespace: containers share the sandbox's.
-pub(super) fn take_network_sysctls(linux: &mut Linux) -> BTreeMap<String, String> {
+/// Takes out the parameters of what containers share with their sandbox.
+pub(super) fn take_sandbox_sysctls(
+    linux: &mut Linux,
+    membership: Membership,
+) -> BTreeMap<String, String> {
     let all = linux.sysctl().clone().unwrap_or_default();
-    let (network, own): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|(name, _)| is_network_sysctl(name));
-    if !network.is_empty() {
+    let (shared, own): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(name, _)| is_sandbox_sysctl(name, membership));
+    if !shared.is_empty() {
         linux.set_sysctl(Some(own.into_iter().collect()));
     }
-    network.into_iter().collect()
+    shared.into_iter().collect()
 }
 
-/// Whether a kernel parameter belongs to the network namespace.
-pub fn is_network_sysctl(name: &str) -> bool {
-    name.starts_with("net.") || name.starts_with("net/")
+/// Whether a kernel parameter belongs to the sandbox: those of the network always do, and in a pod
+/// those of its IPC and UTS namespaces.
+pub fn is_sandbox_sysctl(name: &str, membership: Membership) -> bool {
+    let name = name.replace('/', ".");
+    let shared = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.", "kernel.domainname"];
+    name.starts_with("net.")
+        || membership == Membership::Sandbox && shared.iter().any(|begin| name.starts_with(begin))
 }
 
-/// The network is the sandbox's, which is the guest's own: containers do not get another one.
-fn namespaces(asked: &[LinuxNamespace]) -> Result<Vec<LinuxNamespace>, SpecError> {
+/// The network is the sandbox's, which is the guest's own: containers do not get another one. A pod
+/// has one IPC and one UTS namespace, the sandbox's, which a container has that names none.
+fn namespaces(
+    asked: &[LinuxNamespace],
+    membership: Membership,
+) -> Result<Vec<LinuxNamespace>, SpecError> {
     for (number, namespace) in asked.iter().enumerate() {
         let reason = match namespace.typ() {
             LinuxNamespaceType::User => "a user namespace; the machine is the boundary",
@@ -76,13 +94,28 @@ fn namespaces(asked: &[LinuxNamespace]) -> Result<Vec<LinuxNamespace>, SpecError
         };
         return Err(refused(format!("linux.namespaces[{number}]"), reason));
     }
-    FRESH
-        .into_iter()
-        .map(|kind| {
-            LinuxNamespaceBuilder::default()
-                .typ(kind)
-                .build()
-                .map_err(|error| refused("linux.namespaces", error.to_string()))
-        })
-        .collect()
+    let mut made = Vec::new();
+    for kind in KINDS {
+        let own = asked.iter().find(|namespace| namespace.typ() == kind);
+        let joins = own.is_none_or(|namespace| namespace.path().is_some());
+        let shared = match membership {
+            Membership::Alone => false,
+            Membership::Sandbox => true,
+            Membership::Member => joins,
+        };
+        let mut namespace = LinuxNamespaceBuilder::default().typ(kind);
+        match kind {
+            LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if shared => continue,
+            // All of a pod that share theirs share that of its first container.
+            LinuxNamespaceType::Pid
+                if membership == Membership::Member && own.is_some() && joins =>
+            {
+                namespace = namespace.path(SANDBOX_PID_NAMESPACE);
+            }
+            _ => {}
+        }
+        let namespace = namespace.build();
+        made.push(namespace.map_err(|error| refused("linux.namespaces", error.to_string()))?);
+    }
+    Ok(made)
 }

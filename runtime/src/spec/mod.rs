@@ -7,6 +7,7 @@
 mod devices;
 mod error;
 mod linux;
+mod membership;
 mod mounts;
 mod process;
 mod resources;
@@ -14,7 +15,9 @@ mod translate;
 mod unknown;
 
 pub use error::SpecError;
-pub use linux::is_network_sysctl;
+pub use linux::is_sandbox_sysctl;
+pub use membership::{Membership, sandbox_of};
 pub use process::translate_process;
+pub use resources::translate_resources;
 pub use translate::{GuestSpec, translate};
 pub use unknown::parse;

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::Path;
 
+use husk_agent_protocols::SHARED_MEMORY_PATH;
 use oci_spec::runtime::Mount;
 
+use super::Membership;
 use super::error::{SpecError, refused};
 use super::translate::some;
 use crate::resource::{Volume, VolumeKind};
@@ -20,12 +22,12 @@ const GUEST_DEVICES: [&str; 6] =
 /// What /dev/shm gets when it was to be shared with the host.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
 
-/// Translates the list in place and returns what has to be bound into `folder`, by position.
+/// Translates the list in place and returns what has to be bound, with its number in the list.
 pub(super) fn translate(
     mounts: &mut [Mount],
-    folder: &Path,
+    membership: Membership,
     look: impl Fn(&Path) -> io::Result<VolumeKind>,
-) -> Result<Vec<Volume>, SpecError> {
+) -> Result<Vec<(usize, Volume)>, SpecError> {
     let mut volumes = Vec::new();
     for (number, mount) in mounts.iter_mut().enumerate() {
         let field = format!("mounts[{number}]");
@@ -47,15 +49,19 @@ pub(super) fn translate(
         }
         if mount.destination() == Path::new("/dev/shm") {
             // Memory of the host's cannot be shared with processes in another kernel.
+            if membership != Membership::Alone {
+                mount.set_source(Some(SHARED_MEMORY_PATH.into()));
+                mount.set_typ(Some("bind".to_owned()));
+                continue;
+            }
             mount.set_typ(Some("tmpfs".to_owned()));
             mount.set_source(Some("shm".into()));
             mount.set_options(Some(SHM_OPTIONS.map(str::to_owned).to_vec()));
             continue;
         }
         if let Some(volume) = bind(mount, &field, &look)? {
-            mount.set_source(Some(folder.join(volumes.len().to_string())));
             mount.set_typ(Some("bind".to_owned()));
-            volumes.push(volume);
+            volumes.push((number, volume));
         }
     }
     Ok(volumes)

@@ -5,7 +5,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, Linux
 use super::error::{SpecError, refuse_if};
 use super::translate::some;
 
-pub(super) fn translate(resources: &mut LinuxResources) -> Result<(), SpecError> {
+/// Translates limits in place; what they mean on the host only is refused or left out.
+pub fn translate_resources(resources: &mut LinuxResources) -> Result<(), SpecError> {
     if let Some(memory) = resources.memory_mut() {
         translate_memory(memory)?;
     }

@@ -5,21 +5,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use husk_agent_protocols::SHARE_PATH;
-use oci_spec::runtime::{Hooks, Spec};
+use oci_spec::runtime::{Hook, Hooks, Spec};
 
 use super::error::{SpecError, refuse_if, refused};
-use super::{linux, mounts, process};
-use crate::resource::{Volume, VolumeKind};
+use super::{Membership, linux, mounts, process};
+use crate::container::HostHooks;
+use crate::resource::{VOLUMES, Volume, VolumeKind};
 
 /// A container as the guest is to see it, and what the host has to lay into the shared folder.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     /// With the guest's paths.
     pub spec: Spec,
-    /// Bound to `mounts/<position>`.
-    pub volumes: Vec<Volume>,
-    /// Parameters of the network, which is the sandbox's: taken out of the spec.
+    /// What is to be bound, and for which of the mounts.
+    pub volumes: Vec<(usize, Volume)>,
+    /// Parameters of what is the sandbox's: taken out of the spec.
     pub sandbox_sysctls: BTreeMap<String, String>,
+    /// What runs on the host.
+    pub hooks: HostHooks,
     /// The root file system on the host, for containers that bring no mounts for it.
     pub root: PathBuf,
 }
@@ -27,6 +30,11 @@ pub struct GuestSpec {
 /// Translates the spec of container `id`, whose bundle is the folder `bundle`.
 pub fn translate(spec: Spec, id: &str, bundle: &Path) -> Result<GuestSpec, SpecError> {
     translate_with(spec, id, bundle, VolumeKind::of)
+}
+
+fn membership(spec: &Spec, id: &str) -> Membership {
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    Membership::of(id, &annotations.into_iter().collect())
 }
 
 /// `look` says what a path on the host is.
@@ -43,42 +51,55 @@ pub(super) fn translate_with(
     let no_users = "user namespaces are not supported; the machine is the boundary";
     refuse_if(some(spec.uid_mappings()), "uidMappings", no_users)?;
     refuse_if(some(spec.gid_mappings()), "gidMappings", no_users)?;
-    if let Some(hooks) = spec.hooks() {
-        refuse_hooks(hooks)?;
-    }
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
     let host_root = bundle.join(root.path());
-    let container = Path::new(SHARE_PATH).join(id);
     // Not built anew: what is left out means false here, but read-only to the builder.
     let mut guest_root = root.clone();
-    guest_root.set_path(container.join("rootfs"));
+    guest_root.set_path(Path::new(SHARE_PATH).join(id).join("rootfs"));
     guest_root.set_readonly(Some(root.readonly().unwrap_or(false)));
     spec.set_root(Some(guest_root));
+    let mut hooks = HostHooks::default();
+    if let Some(all) = spec.hooks().clone() {
+        let (host, guest) = split_hooks(all, &Path::new(SHARE_PATH).join(id).join("rootfs"));
+        hooks = host;
+        spec.set_hooks(guest);
+    }
     let mut init = spec.process().clone().ok_or(SpecError::Missing("process"))?;
     process::translate_process(&mut init, "process")?;
     spec.set_process(Some(init));
+    let membership = membership(&spec, id);
     let mut volumes = Vec::new();
     if let Some(list) = spec.mounts_mut() {
-        volumes = mounts::translate(list, &container.join("mounts"), look)?;
+        volumes = mounts::translate(list, membership, look)?;
     }
     let mut settings = match spec.linux().clone() {
         Some(settings) => settings,
         // Not the type's default, which is full of settings.
         None => serde_json::from_str("{}").map_err(SpecError::Json)?,
     };
-    let sandbox_sysctls = linux::take_network_sysctls(&mut settings);
-    linux::translate(&mut settings, id)?;
+    let sandbox_sysctls = linux::take_sandbox_sysctls(&mut settings, membership);
+    linux::translate(&mut settings, id, membership)?;
     spec.set_linux(Some(settings));
-    Ok(GuestSpec { spec, volumes, sandbox_sysctls, root: host_root })
+    Ok(GuestSpec { spec, volumes, sandbox_sysctls, hooks, root: host_root })
 }
 
 impl GuestSpec {
-    /// Refuses parameters of the network: for containers that join a sandbox of another's.
+    /// Has the volumes that were bound under these names, in the order of `volumes`.
+    pub fn place_volumes<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        let folder = Path::new(SHARE_PATH).join(VOLUMES);
+        let Some(mounts) = self.spec.mounts_mut() else { return };
+        for ((number, _), name) in self.volumes.iter().zip(names) {
+            // The number was taken from this list.
+            mounts[*number].set_source(Some(folder.join(name)));
+        }
+    }
+
+    /// Refuses parameters of the sandbox's: for containers that join one of another's.
     pub fn refuse_sandbox_sysctls(&self) -> Result<(), SpecError> {
         match self.sandbox_sysctls.keys().next() {
             None => Ok(()),
             Some(name) => {
-                let reason = "the network is the sandbox's; set it there";
+                let reason = "it belongs to the sandbox; set it there";
                 Err(refused(format!("linux.sysctl.{name}"), reason))
             }
         }
@@ -89,24 +110,28 @@ pub(super) fn some<T>(list: &Option<Vec<T>>) -> bool {
     list.as_ref().is_some_and(|list| !list.is_empty())
 }
 
-fn refuse_hooks(hooks: &Hooks) -> Result<(), SpecError> {
+/// Splits the hooks: those that run on the host, and those that the guest runs, in the container's
+/// namespaces. A program that is to prepare those is looked for in the container's root file system:
+/// the host's programs are out of the guest's reach.
+fn split_hooks(all: Hooks, guest_root: &Path) -> (HostHooks, Option<Hooks>) {
+    let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
     // `prestart` is deprecated but what Docker still sends.
     #[allow(deprecated)]
-    let prestart = hooks.prestart();
-    for (name, list) in [
-        ("prestart", prestart),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ] {
-        if let Some(hook) = list.iter().flatten().next() {
-            let reason = format!("hooks are not run yet ({})", hook.path().display());
-            return Err(refused(format!("hooks.{name}"), reason));
-        }
+    let mut create = list(all.prestart());
+    create.extend(list(all.create_runtime()));
+    let host = HostHooks { create, started: list(all.poststart()), stopped: list(all.poststop()) };
+    let mut inside = list(all.create_container());
+    for hook in &mut inside {
+        let path = hook.path().strip_prefix("/").unwrap_or(hook.path()).to_path_buf();
+        hook.set_path(guest_root.join(path));
     }
-    Ok(())
+    let starting = list(all.start_container());
+    if inside.is_empty() && starting.is_empty() {
+        return (host, None);
+    }
+    let mut guest = Hooks::default();
+    guest.set_create_container(Some(inside)).set_start_container(Some(starting));
+    (host, Some(guest))
 }
 
 #[cfg(test)]
@@ -214,6 +239,40 @@ mod tests {
     }
 
     #[test]
+    fn containers_of_a_pod_share_what_they_ask_for() {
+        let mut spec = base();
+        spec["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "pod",
+        });
+        spec["linux"]["namespaces"] = json!([
+            {"type": "pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}, {"type": "mount"},
+        ]);
+        spec["mounts"] = json!([
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+             "options": ["rbind", "ro"]},
+        ]);
+        let (member, _) = run(spec.clone()).unwrap();
+        let own = json!([{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]);
+        assert_eq!(member["linux"]["namespaces"], own);
+        let shm = json!({"destination": "/dev/shm", "type": "bind", "source": "/run/husk/shm",
+            "options": ["rbind", "ro"]});
+        assert_eq!(member["mounts"][0], shm);
+
+        spec["linux"]["namespaces"][0]["path"] = json!("/proc/5/ns/pid");
+        let (member, _) = run(spec.clone()).unwrap();
+        assert_eq!(member["linux"]["namespaces"][1]["path"], "/run/husk/pid");
+
+        spec["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
+        spec["linux"]["namespaces"] = json!([{"type": "ipc"}, {"type": "uts"}, {"type": "pid"}]);
+        spec["linux"]["sysctl"] = json!({"kernel.shmmax": "1", "net.core.somaxconn": "2"});
+        let (first, guest) = run(spec).unwrap();
+        assert_eq!(first["linux"]["namespaces"], own);
+        assert_eq!(guest.sandbox_sysctls.len(), 2);
+        assert_eq!(first["linux"]["sysctl"], json!({}));
+    }
+
+    #[test]
     fn binds_go_through_the_share_and_the_rest_is_passed_on() {
         let mounts = json!([
             {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -222,15 +281,17 @@ mod tests {
             {"destination": "/d", "type": "none", "source": "/host/folder", "options": ["rbind"]},
             {"destination": "/mask", "type": "bind", "source": "/dev/null"},
         ]);
-        let (spec, guest) = run(with("/mounts", mounts.clone())).unwrap();
+        let (_, mut guest) = run(with("/mounts", mounts.clone())).unwrap();
+        guest.place_volumes(["7", "0"]);
+        let spec = serde_json::to_value(&guest.spec).unwrap();
         assert_eq!(spec["mounts"][0], mounts[0]);
         assert_eq!(spec["mounts"][1], mounts[1]);
-        assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/c1/mounts/0");
-        assert_eq!(spec["mounts"][3]["source"], "/run/husk/share/c1/mounts/1");
+        assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/.volumes/7");
+        assert_eq!(spec["mounts"][3]["source"], "/run/husk/share/.volumes/0");
         assert_eq!(spec["mounts"][4]["source"], "/dev/null");
-        let sources: Vec<_> = guest.volumes.iter().map(|volume| &volume.source).collect();
+        let sources: Vec<_> = guest.volumes.iter().map(|(_, volume)| &volume.source).collect();
         assert_eq!(sources, [Path::new("/host/file"), Path::new("/host/folder")]);
-        assert_eq!(guest.volumes[0].options, ["ro"]);
+        assert_eq!(guest.volumes[0].1.options, ["ro"]);
     }
 
     #[test]
@@ -322,12 +383,32 @@ mod tests {
     }
 
     #[test]
+    fn hooks_run_on_the_side_where_they_belong() {
+        let hook = |path: &str| json!([{ "path": path }]);
+        let hooks = json!({
+            "prestart": hook("/1"), "createRuntime": hook("/2"), "poststart": hook("/3"),
+            "poststop": hook("/4"), "createContainer": hook("/bin/5"), "startContainer": hook("/6"),
+        });
+        let (spec, guest) = run(with("/hooks", hooks)).unwrap();
+        let inside = json!({
+            "createContainer": hook("/run/husk/share/c1/rootfs/bin/5"),
+            "startContainer": hook("/6"),
+        });
+        assert_eq!(spec["hooks"], inside);
+        let paths = |hooks: &[Hook]| {
+            hooks.iter().map(|hook| hook.path().display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(paths(&guest.hooks.create), ["/1", "/2"]);
+        assert_eq!(paths(&guest.hooks.started), ["/3"]);
+        assert_eq!(paths(&guest.hooks.stopped), ["/4"]);
+        let (spec, _) = run(with("/hooks", json!({"poststop": hook("/4")}))).unwrap();
+        assert_eq!(spec.get("hooks"), None);
+    }
+
+    #[test]
     fn what_has_no_meaning_in_a_machine_is_refused() {
-        let hook = json!([{"path": "/bin/hook"}]);
         let mapping = json!([{"hostID": 1, "containerID": 1, "size": 1}]);
         for (place, value, field) in [
-            ("/hooks", json!({"prestart": hook}), "hooks.prestart"),
-            ("/hooks", json!({"poststop": hook}), "hooks.poststop"),
             ("/linux/uidMappings", mapping.clone(), "linux.uidMappings"),
             ("/linux/gidMappings", mapping, "linux.gidMappings"),
             ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
@@ -343,7 +424,6 @@ mod tests {
             let text = refusal(place, value);
             assert!(text.starts_with(&format!("{field} is not supported: ")), "{text}");
         }
-        assert!(run(with("/hooks", json!({"prestart": []}))).is_ok());
     }
 
     #[test]

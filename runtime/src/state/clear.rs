@@ -48,6 +48,10 @@ pub fn clear(root: &Path, namespace: &str, id: &str) -> Result<(), ClearError> {
         if let Some(socket) = &record.socket {
             let _ = std::fs::remove_file(socket);
         }
+        for cgroup in &record.cgroups {
+            // Others may have put something there, or taken it away.
+            let _ = std::fs::remove_dir(cgroup);
+        }
     }
     match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -75,12 +79,16 @@ mod tests {
         std::fs::create_dir_all(folder.join("share/c/rootfs")).unwrap();
         let socket = root.path().join("socket");
         std::fs::write(&socket, "").unwrap();
+        let cgroup = root.path().join("cgroup");
+        std::fs::create_dir(&cgroup).unwrap();
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let processes = vec![ProcessRecord::of(child.id()).unwrap()];
-        Record { processes, socket: Some(socket.clone()) }.write(&folder).unwrap();
+        Record { processes, socket: Some(socket.clone()), cgroups: vec![cgroup.clone()] }
+            .write(&folder)
+            .unwrap();
         clear(&top, "ns", "x").unwrap();
         assert!(!child.wait().unwrap().success());
-        assert!(!socket.exists() && !top.exists());
+        assert!(!socket.exists() && !top.exists() && !cgroup.exists());
         clear(&top, "ns", "x").unwrap();
     }
 }

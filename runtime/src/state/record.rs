@@ -49,6 +49,9 @@ pub struct Record {
     pub processes: Vec<ProcessRecord>,
     /// The shim's socket.
     pub socket: Option<PathBuf>,
+    /// The cgroups that they are in, to be removed.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 impl ProcessRecord {
@@ -113,7 +116,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(folder.path()).unwrap(), None);
         let processes = vec![ProcessRecord::of(std::process::id()).unwrap()];
-        let record = Record { processes, socket: Some("/run/s".into()) };
+        let record = Record { processes, socket: Some("/run/s".into()), cgroups: Vec::new() };
         record.write(folder.path()).unwrap();
         assert_eq!(Record::read(folder.path()).unwrap(), Some(record));
         Record::remove(folder.path());

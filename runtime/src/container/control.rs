@@ -1,0 +1,87 @@
+//! Pausing a container, changing its limits, and what it uses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use husk_agent_protocols::agent::UpdateContainerRequest;
+use oci_spec::runtime::LinuxResources;
+
+use super::{Container, ContainerError, Process, Statistics, Status};
+use crate::spec::{SpecError, translate_resources};
+
+/// The inits of a sandbox's containers that have been started and are not paused. Held during every
+/// call that makes one of them go or stand still, so that the machine's processors stand still
+/// only if all of them do.
+pub(super) type Going = Arc<tokio::sync::Mutex<HashMap<String, Arc<Process>>>>;
+
+impl Container {
+    /// Where the process is in its life; with its container it may be paused.
+    pub fn status(&self, process: &Process) -> Status {
+        match process.status() {
+            Status::Running if self.paused.load(Ordering::Acquire) => Status::Paused,
+            status => status,
+        }
+    }
+
+    pub(super) fn demand(
+        &self,
+        wanted: Status,
+        action: &'static str,
+    ) -> Result<(), ContainerError> {
+        match self.status(self.init()) {
+            status if status == wanted => Ok(()),
+            status => Err(ContainerError::Status { action, status: status.name() }),
+        }
+    }
+
+    /// Lets the created init run.
+    pub async fn start(&self) -> Result<(), ContainerError> {
+        let mut going = self.follower.going.lock().await;
+        self.init().start().await.map_err(|error| self.follower.explain(error))?;
+        going.insert(self.id().to_owned(), Arc::clone(self.init()));
+        drop(going);
+        self.run_hooks_started().await;
+        Ok(())
+    }
+
+    /// Stops all its processes where they are, and the processors if no other container runs.
+    pub async fn pause(&self) -> Result<(), ContainerError> {
+        let mut going = self.follower.going.lock().await;
+        self.demand(Status::Running, "pause")?;
+        going.retain(|_, init| init.exit().is_none());
+        let last = going.keys().all(|id| id == self.id());
+        self.follower.explained(self.follower.agent.pause_container(self.id(), last).await)?;
+        going.remove(self.id());
+        self.paused.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets a paused container go on.
+    pub async fn resume(&self) -> Result<(), ContainerError> {
+        let mut going = self.follower.going.lock().await;
+        self.demand(Status::Paused, "resume")?;
+        self.follower.explained(self.follower.agent.resume_container(self.id()).await)?;
+        going.insert(self.id().to_owned(), Arc::clone(self.init()));
+        self.paused.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Changes the limits that `resources` names.
+    pub async fn update(&self, mut resources: LinuxResources) -> Result<(), ContainerError> {
+        if self.init().status() == Status::Stopped {
+            let status = Status::Stopped.name();
+            return Err(ContainerError::Status { action: "update", status });
+        }
+        translate_resources(&mut resources)?;
+        let mut request = UpdateContainerRequest::new();
+        self.id().clone_into(&mut request.container_id);
+        request.resources = serde_json::to_vec(&resources).map_err(SpecError::Json)?;
+        self.follower.explained(self.follower.agent.update_container(&request).await)
+    }
+
+    /// What it uses, as the guest counts it.
+    pub async fn statistics(&self) -> Result<Statistics, ContainerError> {
+        self.follower.explained(self.follower.agent.stat_container(self.id()).await)
+    }
+}

@@ -1,0 +1,178 @@
+//! The cgroup on the host in which a sandbox's processes are counted and limited.
+//!
+//! It is the one that the first container's spec names; its limits are its parents', such as those
+//! that the kubelet gives a pod. What the spec limits is limited in the guest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where hierarchies are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Files of v1's cpuset that must be filled before a process can be put there.
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// Why there is no cgroup.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot put the sandbox into the cgroup {path}")]
+pub struct CgroupError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// A cgroup that holds a sandbox's processes, in every hierarchy.
+#[derive(Debug)]
+pub struct HostCgroup {
+    /// Per hierarchy: its own folder, and the one that this process came from.
+    folders: Vec<(PathBuf, PathBuf)>,
+}
+
+impl HostCgroup {
+    /// Makes the cgroup that a spec calls `name` and moves this process there: those that it starts
+    /// from now on are in it too.
+    pub fn enter(name: &str) -> Result<Self, CgroupError> {
+        let below = path_of(name);
+        let own = std::fs::read_to_string("/proc/self/cgroup");
+        let own = own.map_err(|source| CgroupError { path: below.clone(), source })?;
+        let mut cgroup = Self { folders: Vec::new() };
+        for (mount, home) in hierarchies(Path::new(ROOT), &own) {
+            let path = mount.join(&below);
+            cgroup.folders.push((path.clone(), home));
+            enter(&mount, &path).map_err(|source| CgroupError { path, source })?;
+        }
+        Ok(cgroup)
+    }
+
+    /// For the record.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        self.folders.iter().map(|(path, _)| path.clone()).collect()
+    }
+}
+
+/// Leaves the cgroup and removes it, once no other process is in it.
+impl Drop for HostCgroup {
+    fn drop(&mut self) {
+        for (path, home) in &self.folders {
+            let _ = std::fs::write(home.join("cgroup.procs"), "0");
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+fn enter(mount: &Path, path: &Path) -> io::Result<()> {
+    let outer: Vec<_> = path.ancestors().take_while(|outer| *outer != mount).collect();
+    for folder in outer.into_iter().rev() {
+        match std::fs::create_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            result => result?,
+        }
+        for file in CPUSET {
+            // Only v1's are empty at first and have such a file above them.
+            let parent = folder.parent().unwrap_or(mount).join(file);
+            if !mount.join("cgroup.controllers").exists() && parent.exists() {
+                std::fs::write(folder.join(file), std::fs::read(parent)?)?;
+            }
+        }
+    }
+    std::fs::write(path.join("cgroup.procs"), "0")
+}
+
+/// The mounted hierarchies of `own`, a process's `/proc/<pid>/cgroup`: where each is mounted and
+/// where the process is in it.
+fn hierarchies(root: &Path, own: &str) -> Vec<(PathBuf, PathBuf)> {
+    let mut found = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(home)) = (fields.next(), fields.next()) else { continue };
+        let mount = match controllers {
+            "" if root.join("cgroup.controllers").exists() => root.to_path_buf(),
+            "" => root.join("unified"),
+            named => root.join(named.trim_start_matches("name=")),
+        };
+        if mount.join("cgroup.procs").exists() {
+            let home = mount.join(home.trim_start_matches('/'));
+            found.push((mount, home));
+        }
+    }
+    found
+}
+
+/// The path below a hierarchy's root. systemd's form is `slice:prefix:name`; a slice is inside those
+/// that its name begins with.
+fn path_of(name: &str) -> PathBuf {
+    let parts: Vec<&str> = name.split(':').collect();
+    let &[slice, prefix, name] = parts.as_slice() else {
+        return plain(name);
+    };
+    let mut path = PathBuf::new();
+    let stem = slice.trim_end_matches(".slice");
+    for (at, _) in stem.match_indices('-').filter(|(at, _)| *at > 0) {
+        path.push(plain(&format!("{}.slice", &stem[..at])));
+    }
+    if !stem.is_empty() && stem != "-" {
+        path.push(plain(&format!("{stem}.slice")));
+    }
+    let unit = if name.ends_with(".slice") || prefix.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{prefix}-{name}.scope")
+    };
+    path.join(plain(&unit))
+}
+
+/// Without a way up or out.
+fn plain(path: &str) -> PathBuf {
+    path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_both_drivers_are_understood() {
+        for (name, path) in [
+            ("/kubepods/burstable/pod1/c", "kubepods/burstable/pod1/c"),
+            ("default/../../c", "default/c"),
+            ("system.slice:docker:c", "system.slice/docker-c.scope"),
+            (
+                "kubepods-burstable-pod1.slice:cri-containerd:c",
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/\
+                 cri-containerd-c.scope",
+            ),
+            (":nerdctl:c", "nerdctl-c.scope"),
+            ("-.slice:docker:c", "docker-c.scope"),
+        ] {
+            assert_eq!(path_of(name), Path::new(path), "{name}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_are_found_where_they_are_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        for mount in ["cpu,cpuacct", "systemd"] {
+            std::fs::create_dir(root.path().join(mount)).unwrap();
+            std::fs::write(root.path().join(mount).join("cgroup.procs"), "").unwrap();
+        }
+        let own = "3:rdma:/\n2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/x\n";
+        let at = |path: &str| root.path().join(path);
+        let v1 = [(at("cpu,cpuacct"), at("cpu,cpuacct/a/b")), (at("systemd"), at("systemd/"))];
+        assert_eq!(hierarchies(root.path(), own), v1);
+        for file in ["cgroup.procs", "cgroup.controllers"] {
+            std::fs::write(at(file), "").unwrap();
+        }
+        assert_eq!(hierarchies(root.path(), "0::/x\n"), [(at(""), at("x"))]);
+    }
+
+    #[test]
+    fn levels_are_made_with_what_a_cpuset_needs() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        std::fs::write(root.path().join("cpuset.cpus"), "0-3").unwrap();
+        enter(root.path(), &path).unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("cpuset.cpus")).unwrap(), "0-3");
+        assert!(!path.join("cpuset.mems").exists());
+        assert_eq!(std::fs::read_to_string(path.join("cgroup.procs")).unwrap(), "0");
+    }
+}
