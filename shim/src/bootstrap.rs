@@ -14,14 +14,12 @@ use anyhow::{Context, bail};
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use containerd_shim::{Flags, StartOpts};
 use containerd_shim_protos::TASK_API_VERSION;
+use husk_runtime::spec::sandbox_of;
 use protobuf::Message;
 use serde::Deserialize;
 
 use crate::address::socket_path;
 use crate::daemon;
-
-/// The annotation by which Kubernetes' containers name the sandbox they belong to.
-const SANDBOX_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
 
 /// More than any daemon sends.
 const LONGEST_INPUT: u64 = 10 << 20;
@@ -123,8 +121,7 @@ fn sandbox_id(config: &Path, id: &str) -> anyhow::Result<String> {
         Err(error) if error.kind() == ErrorKind::NotFound => Annotated::default(),
         Err(error) => return Err(error).context("the bundle's config.json"),
     };
-    let named = annotated.annotations.get(SANDBOX_ANNOTATION).filter(|name| !name.is_empty());
-    Ok(named.cloned().unwrap_or_else(|| id.to_owned()))
+    Ok(sandbox_of(&annotated.annotations).unwrap_or(id).to_owned())
 }
 
 /// Listens on `path`, which nobody answers at: what lies there is left from a shim that is gone.

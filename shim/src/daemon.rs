@@ -1,7 +1,7 @@
 //! The shim as a process of its own: how `start` spawns it, and how it settles in.
 
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
@@ -80,13 +80,14 @@ fn adjust_oom_score(pid: Pid) -> anyhow::Result<()> {
 }
 
 /// Makes the process a shim: a session and a mount namespace of its own. Called first, while there
-/// is one thread; returns the listening socket.
-pub fn settle() -> anyhow::Result<UnixListener> {
+/// is one thread; returns the listening socket, and the mount namespace it has left.
+pub fn settle() -> anyhow::Result<(UnixListener, File)> {
     match setsid() {
         // A leader already: started by hand from a shell's job control.
         Ok(_) | Err(Errno::EPERM) => {}
         Err(errno) => return Err(errno).context("session"),
     }
+    let mounts = File::open("/proc/self/ns/mnt").context("the host's mount namespace")?;
     unshare(CloneFlags::CLONE_NEWNS).context("mount namespace")?;
     // The host's mounts come to us, ours stay here.
     let none = None::<&str>;
@@ -102,5 +103,5 @@ pub fn settle() -> anyhow::Result<UnixListener> {
     let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER) });
     listener.local_addr().context("descriptor 3 is no listening socket")?;
     listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok((listener, mounts))
 }

@@ -72,7 +72,7 @@ fn container_code(error: &ContainerError) -> Code {
             source: LocationError::Scheme { .. },
             ..
         }) => Code::UNIMPLEMENTED,
-        ContainerError::Streams(_) => Code::INTERNAL,
+        ContainerError::Streams(_) | ContainerError::Hook(_) => Code::INTERNAL,
         ContainerError::Agent(error) => agent_code(error),
         ContainerError::MachineEnded(_) => Code::UNAVAILABLE,
     }
@@ -94,7 +94,9 @@ fn sandbox_code(error: &SandboxError) -> Code {
         ) => Code::INVALID_ARGUMENT,
         SandboxError::Bundle { .. } => Code::INVALID_ARGUMENT,
         SandboxError::Configuration(_) | SandboxError::Kvm(_) => Code::FAILED_PRECONDITION,
-        SandboxError::Folder { .. } | SandboxError::Record(_) => Code::INTERNAL,
+        SandboxError::Folder { .. } | SandboxError::Record(_) | SandboxError::Cgroup(_) => {
+            Code::INTERNAL
+        }
         SandboxError::Machine(_) | SandboxError::Ended(_) => Code::UNAVAILABLE,
         SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
         SandboxError::Agent(error) => agent_code(error),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,12 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use husk_configuration::{Configuration, ConfigurationError};
+use husk_runtime::container::HostMounts;
+use husk_runtime::machine::NetworkNamespace;
 use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
-use husk_runtime::spec::is_network_sysctl;
+use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use serde::Deserialize;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,17 +46,43 @@ struct SandboxSpec {
     annotations: BTreeMap<String, String>,
     #[serde(default)]
     linux: SandboxLinux,
+    #[serde(default)]
+    mounts: Vec<SandboxMount>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxMount {
+    #[serde(default)]
+    destination: PathBuf,
+    #[serde(default)]
+    source: PathBuf,
+}
+
+impl SandboxMount {
+    /// How large the memory is that the engine has laid out for a pod to share, if this is it.
+    fn shared_memory(&self) -> Option<u64> {
+        if self.destination != Path::new("/dev/shm") || !self.source.is_absolute() {
+            return None;
+        }
+        let size = nix::sys::statvfs::statvfs(&self.source).ok()?;
+        Some(size.blocks().saturating_mul(size.fragment_size()))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct SandboxLinux {
     #[serde(default)]
     sysctl: BTreeMap<String, String>,
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: Option<String>,
+    #[serde(default)]
+    namespaces: Vec<LinuxNamespace>,
 }
 
 /// Serves until containerd shuts the shim down.
 pub fn serve(flags: &Flags) -> anyhow::Result<()> {
-    let listener = daemon::settle()?;
+    let (listener, mounts) = daemon::settle()?;
+    let mounts = HostMounts(Some(Arc::new(mounts)));
     let configuration = Configuration::load(None);
     let level = match &configuration {
         _ if flags.debug => Level::Debug,
@@ -67,7 +96,7 @@ pub fn serve(flags: &Flags) -> anyhow::Result<()> {
         .max_blocking_threads(2)
         .build()
         .context("event loop")?;
-    let result = runtime.block_on(run(flags, listener, configuration, &log));
+    let result = runtime.block_on(run(flags, listener, configuration, mounts, &log));
     if let Err(error) = &result {
         error!(log, "shim failed: {error:#}");
     }
@@ -78,6 +107,7 @@ async fn run(
     flags: &Flags,
     listener: UnixListener,
     configuration: Result<Configuration, ConfigurationError>,
+    mounts: HostMounts,
     log: &Logger,
 ) -> anyhow::Result<()> {
     let ttrpc_address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
@@ -85,7 +115,7 @@ async fn run(
     let socket = socket_path(&flags.socket);
     let (booted, sandbox) = watch::channel(None);
     let booting = tokio::spawn(boot(
-        request(flags, configuration),
+        request(flags, configuration, mounts),
         Arc::new(Announcer::new(publisher.clone())),
         booted,
         log.clone(),
@@ -127,13 +157,16 @@ fn server(listener: UnixListener, service: &Arc<TaskService>) -> anyhow::Result<
 fn request(
     flags: &Flags,
     configuration: Result<Configuration, ConfigurationError>,
+    mounts: HostMounts,
 ) -> Result<SandboxRequest, SandboxError> {
     let path = Path::new("config.json");
     let spec: SandboxSpec = std::fs::read(path)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
         .map_err(|source| SandboxError::Bundle { path: path.to_path_buf(), source })?;
     let mut sysctls = spec.linux.sysctl;
-    sysctls.retain(|name, _| is_network_sysctl(name));
+    let membership = Membership::of(&flags.id, &spec.annotations);
+    sysctls.retain(|name, _| is_sandbox_sysctl(name, membership));
+    let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
     Ok(SandboxRequest {
         root: state::ROOT.into(),
         namespace: flags.namespace.clone(),
@@ -142,8 +175,22 @@ fn request(
         configuration: configuration?,
         annotations: spec.annotations,
         sysctls,
+        cgroup: spec.linux.cgroups_path,
+        network: network(&spec.linux.namespaces),
+        mounts,
+        shared_memory: shared_memory.unwrap_or(0),
         socket: Some(socket_path(&flags.socket)),
     })
+}
+
+/// Where others find the sandbox's network: a namespace that is there, or a new one.
+fn network(namespaces: &[LinuxNamespace]) -> NetworkNamespace {
+    let asked = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
+    match asked.map(LinuxNamespace::path) {
+        None => NetworkNamespace::Inherited,
+        Some(None) => NetworkNamespace::New,
+        Some(Some(path)) => NetworkNamespace::At(path.clone()),
+    }
 }
 
 async fn boot(
@@ -209,7 +256,7 @@ mod tests {
         }
         let task = TaskClient::new(client);
         let paused = task.pause(Context::default(), &PauseRequest::default()).await;
-        assert_eq!(code(paused).0, Code::UNIMPLEMENTED);
+        assert_eq!(code(paused).0, Code::NOT_FOUND);
         std::fs::write(
             folder.path().join("config.json"),
             r#"{"ociVersion":"1.1.0","root":{"path":"r"}}"#,
@@ -227,11 +274,15 @@ mod tests {
     #[test]
     fn the_sandbox_is_made_from_the_spec() {
         let text = r#"{"hostname":"h","annotations":{"a":"b"},"process":{},
-            "linux":{"sysctl":{"net.x":"1","kernel.y":"2"},"namespaces":[]}}"#;
+            "linux":{"sysctl":{"net.x":"1","kernel.y":"2"},"cgroupsPath":"/c",
+            "namespaces":[{"type":"network","path":"/n"}]}}"#;
         let spec: SandboxSpec = serde_json::from_str(text).unwrap();
         assert_eq!(spec.hostname, "h");
         assert_eq!(spec.annotations["a"], "b");
         assert_eq!(spec.linux.sysctl.len(), 2);
+        assert_eq!(spec.linux.cgroups_path.as_deref(), Some("/c"));
+        assert_eq!(network(&spec.linux.namespaces), NetworkNamespace::At("/n".into()));
+        assert_eq!(network(&[]), NetworkNamespace::Inherited);
         assert!(serde_json::from_str::<SandboxSpec>("{}").unwrap().hostname.is_empty());
     }
 }

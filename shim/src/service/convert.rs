@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest, Mount, Status};
+use containerd_shim_protos::api::{
+    self, CreateTaskRequest, ExecProcessRequest, Mount, Status, UpdateTaskRequest,
+};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use husk_runtime::container::{self, CreateRequest, ExecRequest, GuestProcess};
 use husk_runtime::io::StdioPaths;
 use husk_runtime::resource::RootfsMount;
 use husk_runtime::spec::{self, SpecError, translate_process};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -62,6 +64,13 @@ pub(super) fn exec_request(request: &ExecProcessRequest) -> Result<ExecRequest, 
     })
 }
 
+pub(super) fn resources(request: &UpdateTaskRequest) -> Result<LinuxResources, ServiceError> {
+    let any = request.resources.as_ref();
+    let any = any.ok_or(ServiceError::Invalid("no resources to update".to_owned()))?;
+    serde_json::from_slice(&any.value)
+        .map_err(|error| ServiceError::Invalid(format!("the resources to update: {error}")))
+}
+
 fn mount(mount: &Mount) -> RootfsMount {
     RootfsMount {
         kind: mount.type_.clone(),
@@ -85,6 +94,7 @@ pub(super) fn status(status: container::Status) -> Status {
     match status {
         container::Status::Created => Status::CREATED,
         container::Status::Running => Status::RUNNING,
+        container::Status::Paused => Status::PAUSED,
         container::Status::Stopped => Status::STOPPED,
     }
 }

@@ -98,7 +98,7 @@ impl TaskService {
         Ok(match process {
             None => ProcessState { status: Status::CREATED, pid: 0, exit: None },
             Some(process) => ProcessState {
-                status: super::convert::status(process.status()),
+                status: super::convert::status(container.status(&process)),
                 pid: process.pid(),
                 exit: process.exit(),
             },

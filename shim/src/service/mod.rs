@@ -3,6 +3,7 @@
 mod announcer;
 mod convert;
 mod lifecycle;
+mod metrics;
 mod task;
 
 pub use announcer::Announcer;

@@ -8,14 +8,15 @@ use containerd_shim_protos::api::{
     StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::events::task::TaskExecAdded;
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::Result;
 use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use slog::debug;
 
-use super::convert::{exec_request, process_info, timestamp};
+use super::convert::{exec_request, process_info, resources, timestamp};
 use super::lifecycle::{TaskService, to_the_end};
+use super::metrics::metrics;
 use crate::error::ServiceError;
 
 /// The service is shared with the tasks that outlive a request.
@@ -166,24 +167,48 @@ impl Task for Handle {
         Ok(Empty::new())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> Result<Empty> {
-        Err(ServiceError::Unimplemented("Pause").into())
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Result<Empty> {
+        let service = self.service("pause", &request.id);
+        to_the_end(async move {
+            let (container_id, published) = (request.id, service.publisher.clone());
+            service.container(&container_id)?.pause().await?;
+            published.publish(TaskPaused { container_id, ..TaskPaused::default() });
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> Result<Empty> {
-        Err(ServiceError::Unimplemented("Resume").into())
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Result<Empty> {
+        let service = self.service("resume", &request.id);
+        to_the_end(async move {
+            let (container_id, published) = (request.id, service.publisher.clone());
+            service.container(&container_id)?.resume().await?;
+            published.publish(TaskResumed { container_id, ..TaskResumed::default() });
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Result<Empty> {
         Err(ServiceError::Unimplemented("Checkpoint").into())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> Result<Empty> {
-        Err(ServiceError::Unimplemented("Update").into())
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Result<Empty> {
+        let service = self.service("update", &request.id);
+        to_the_end(async move {
+            let resources = resources(&request)?;
+            Ok(service.container(&request.id)?.update(resources).await?)
+        })
+        .await?;
+        Ok(Empty::new())
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> Result<StatsResponse> {
-        Err(ServiceError::Unimplemented("Stats").into())
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Result<StatsResponse> {
+        let container = self.0.container(&request.id)?;
+        let used = container.statistics().await.map_err(ServiceError::from)?;
+        Ok(StatsResponse { stats: Some(metrics(used)).into(), ..StatsResponse::default() })
     }
 }
 
