@@ -7,9 +7,13 @@
 mod alone;
 mod exit;
 mod files;
+mod hooks;
 mod mounts;
+mod pods;
 mod process;
 mod stdio;
+mod task;
+mod terminal;
 mod userland;
 
 use anyhow::{Context, ensure};
@@ -56,6 +60,10 @@ fn main() -> anyhow::Result<()> {
         mounts::CASES,
         files::CASES,
         userland::CASES,
+        task::CASES,
+        terminal::CASES,
+        pods::CASES,
+        hooks::CASES,
     ])?;
     let first = libtest_mimic::run(&arguments, trials(&side_by_side, &both));
     arguments.test_threads = Some(1);

@@ -108,7 +108,7 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
     let here = tempfile::tempdir()?;
     fs::write(here.path().join("value"), "old\n")?;
     let line = "cat /data/value; touch /data/ready; \
-                for i in $(seq 100); do [ -e /data/go ] && break; sleep 0.2; done; cat /data/value";
+                for i in $(seq 100); do [ -e /data/go ] && break; sleep 0.2; done; sleep 1; cat /data/value";
     let run =
         Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:rw"));
     let child = run.spawn_running()?;
@@ -117,7 +117,8 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
         ensure!(since.elapsed().as_secs() < 30, "never ready");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    // As a kubelet replaces a ConfigMap: a new file under the old name.
+    // As a kubelet replaces a ConfigMap: a new file under the old name, which Husk's guest believes
+    // for a second.
     fs::write(here.path().join("next"), "new and longer\n")?;
     fs::rename(here.path().join("next"), here.path().join("value"))?;
     fs::write(here.path().join("go"), "")?;

@@ -106,7 +106,7 @@ impl Run {
 
     /// A container of the small image that runs the probe.
     pub fn probe(runtime: Runtime, words: &[&str]) -> Result<Self> {
-        let probe = std::env::var("HUSK_PROBE").context("HUSK_PROBE does not name the probe")?;
+        let probe = probe_path()?;
         let mount = format!("type=bind,src={probe},dst={PROBE},options=rbind:ro");
         let mut run = Self::new(runtime, &[PROBE]);
         run.command.extend(words.iter().map(|word| (*word).to_owned()));
@@ -230,6 +230,11 @@ impl Run {
     }
 }
 
+/// The probe on the host.
+pub fn probe_path() -> Result<String> {
+    std::env::var("HUSK_PROBE").context("HUSK_PROBE does not name the probe")
+}
+
 /// A root file system of its own for a container without an image; goes with the test machine.
 fn root_folder(id: &str) -> Result<std::path::PathBuf> {
     let root = std::path::Path::new("/var/lib/husk-tests").join(id);
@@ -295,15 +300,21 @@ pub fn task_is(id: &str, status: &str) -> bool {
     })
 }
 
-/// Runs a `ctr` command that must succeed; its standard output.
-pub fn ctr(words: &[&str]) -> Result<String> {
-    let child = Command::new("ctr")
+/// Starts a `ctr` command with pipes on its three streams.
+pub fn spawn(words: &[&str]) -> Result<Child> {
+    Command::new("ctr")
         .args(words)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("ctr cannot be started")?;
+        .context("ctr cannot be started")
+}
+
+/// Runs a `ctr` command that must succeed; its standard output.
+pub fn ctr(words: &[&str]) -> Result<String> {
+    let mut child = spawn(words)?;
+    drop(child.stdin.take());
     let finished = finish(child).with_context(|| format!("ctr {}", words.join(" ")))?;
     ensure!(finished.code == 0, "ctr {}: {}", words.join(" "), finished.stderr);
     Ok(String::from_utf8_lossy(&finished.stdout).into_owned())

@@ -2,4 +2,7 @@
 //! machine holds, to show that nothing was left behind.
 
 pub mod containerd;
+pub mod cri;
 pub mod leftovers;
+pub mod task;
+pub mod terminal;

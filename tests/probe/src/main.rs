@@ -6,6 +6,7 @@
 mod files;
 mod locks;
 mod process;
+mod sockets;
 
 use anyhow::{Result, bail};
 
@@ -27,6 +28,8 @@ fn main() -> Result<()> {
         ["attributes", folder] => files::attributes(folder)?,
         ["flock", folder] => locks::flock(folder)?,
         ["posix-lock", folder] => locks::posix(folder)?,
+        ["listen", path] => sockets::listen(path)?,
+        ["connect", path, text] => sockets::connect(path, text)?,
         _ => bail!("unknown check: {words:?}"),
     }
     Ok(())

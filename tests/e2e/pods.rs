@@ -1,0 +1,226 @@
+//! Pods: several containers in one sandbox, as Kubernetes has them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use husk_tests::containerd::{PROBE, Runtime, probe_path};
+use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
+use k8s_cri::v1::LinuxContainerResources;
+
+use crate::Case;
+
+pub const CASES: &[Case] = &[
+    ("pods::two_containers_and_an_init", two_and_an_init),
+    ("pods::exec_sync", exec_sync),
+    ("pods::logs", logs),
+    ("pods::ends_are_told", ends),
+    ("pods::out_of_memory", out_of_memory),
+    ("pods::limits_and_their_update", limits),
+    ("pods::containers_come_and_go", come_and_go),
+    ("pods::shared_process_ids", shared_process_ids),
+    ("pods::settings_of_the_sandbox", settings),
+    ("pods::stop_ends_everything", stop),
+];
+
+fn sleeping<'a>(name: &'a str) -> Inside<'a> {
+    Inside { name, line: "sleep 1000", ..Inside::default() }
+}
+
+/// An init container prepares a volume; the others talk over it, over a socket in it, over shared
+/// memory and over the loopback device, and stay apart in everything else.
+fn two_and_an_init(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let volume = pod.folder.path().join("volume");
+    std::fs::create_dir(&volume)?;
+    let probe = PathBuf::from(probe_path()?);
+    let with = |name, line| Inside {
+        name,
+        line,
+        volumes: vec![(volume.clone(), "/shared"), (probe.clone(), PROBE)],
+        ..Inside::default()
+    };
+    let init = pod.container(&with("init", "echo prepared > /shared/file"))?;
+    ensure!(pod.ended(&init)?.exit_code == 0);
+    let line = "httpd -p 127.0.0.1:7777 -h /shared; exec /probe listen /shared/socket";
+    let server = pod.container(&with("server", line))?;
+    let client = pod.container(&with("client", "sleep 1000"))?;
+    ensure!(pod.shell(&client, "cat /shared/file")? == "prepared");
+    pod.shell(&server, "echo changed > /shared/file; echo memory > /dev/shm/file")?;
+    ensure!(pod.shell(&client, "cat /shared/file /dev/shm/file")? == "changed\nmemory");
+    let names = "hostname; readlink /proc/self/ns/uts; readlink /proc/self/ns/ipc; \
+                 readlink /proc/self/ns/net";
+    let (one, other) = (pod.shell(&server, names)?, pod.shell(&client, names)?);
+    ensure!(one == other && one.starts_with(runtime.name()), "{one} {other}");
+    let own = "readlink /proc/self/ns/mnt; readlink /proc/self/ns/pid";
+    let (one, other) = (pod.shell(&server, own)?, pod.shell(&client, own)?);
+    ensure!(one.lines().zip(other.lines()).all(|(a, b)| a != b), "{one} {other}");
+    ensure!(pod.shell(&client, "ps | grep -c '[p]robe listen' || true")? == "0");
+    ensure!(pod.shell(&client, "wget -q -O - http://127.0.0.1:7777/file")? == "changed");
+    ensure!(pod.shell(&client, "/probe connect /shared/socket hello")? == "hello");
+    Ok(())
+}
+
+fn exec_sync(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let id = pod.container(&sleeping("one"))?;
+    let ran = pod.exec(&id, "echo out; echo err >&2; exit 3", 0)?;
+    ensure!((ran.exit_code, &*ran.stdout, &*ran.stderr) == (3, b"out\n", b"err\n"), "{ran:?}");
+    let late = pod.exec(&id, "echo begun; sleep 1000", 3).err().context("it ended")?;
+    ensure!(format!("{late:#}").contains("timeout 3s exceeded"), "{late:#}");
+    // What was too late has been ended.
+    ensure!(pod.shell(&id, "ps | grep -c '[s]leep 1000'")? == "1");
+    Ok(())
+}
+
+fn logs(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let line = "echo first; echo error >&2; until [ -e /tmp/go ]; do sleep 0.1; done; echo second; sleep 1000";
+    let id = pod.container(&Inside { name: "one", line, ..Inside::default() })?;
+    pod.logs("one", "stdout first")?;
+    pod.logs("one", "stderr error")?;
+    let path = pod.folder.path().join("one.log");
+    std::fs::rename(&path, pod.folder.path().join("rotated"))?;
+    pod.reopen_log(&id)?;
+    pod.shell(&id, "touch /tmp/go")?;
+    pod.logs("one", "stdout second")?;
+    ensure!(pod.log("one")? == ["stdout second"], "{:?}", pod.log("one"));
+    Ok(())
+}
+
+fn ends(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    for (line, code, reason) in [("exit 0", 0, "Completed"), ("exit 5", 5, "Error")] {
+        let id = pod.container(&Inside { name: "ends", line, ..Inside::default() })?;
+        let status = pod.ended(&id)?;
+        ensure!((status.exit_code, &*status.reason) == (code, reason), "{status:?}");
+        ensure!(status.finished_at >= status.started_at && status.started_at > 0, "{status:?}");
+    }
+    let id = pod.container(&sleeping("stopped"))?;
+    pod.stop(&id, 1)?;
+    let status = pod.ended(&id)?;
+    ensure!(status.exit_code == 137, "{status:?}");
+    let missing = Inside { name: "missing", line: "", ..Inside::default() };
+    let id = pod.create(&missing)?;
+    pod.remove(&id)?;
+    ensure!(pod.status(&id).is_err());
+    ensure!(pod.is_ready()?);
+    Ok(())
+}
+
+fn memory(bytes: i64) -> Option<LinuxContainerResources> {
+    Some(LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() })
+}
+
+fn out_of_memory(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let inside = Inside {
+        name: "greedy",
+        line: "exec tail -c 200m /dev/zero",
+        limits: memory(32 << 20),
+        ..Inside::default()
+    };
+    let id = pod.container(&inside)?;
+    let status = pod.ended(&id)?;
+    ensure!((status.exit_code, &*status.reason) == (137, "OOMKilled"), "{status:?}");
+    Ok(())
+}
+
+fn limits(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let limits = LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    };
+    let id = pod.container(&Inside { limits: Some(limits), ..sleeping("limited") })?;
+    let look = "cd /sys/fs/cgroup; cat cpu.max memory.max";
+    let weight =
+        || Ok::<u32, anyhow::Error>(pod.shell(&id, "cat /sys/fs/cgroup/cpu.weight")?.parse()?);
+    let seen = pod.shell(&id, look)?;
+    ensure!(seen == "50000 100000\n67108864", "{seen}");
+    let before = weight()?;
+    let limits = LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 25_000,
+        cpu_shares: 1024,
+        memory_limit_in_bytes: 96 << 20,
+        ..Default::default()
+    };
+    pod.update(&id, limits)?;
+    let seen = pod.shell(&id, look)?;
+    ensure!(seen == "25000 100000\n100663296", "{seen}");
+    ensure!(weight()? > before, "{before}, then {}", weight()?);
+    let stats = pod.stats(&id)?;
+    let used = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |v| v.value);
+    ensure!((1..96 << 20).contains(&used), "{used}");
+    let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |v| v.value);
+    ensure!(cpu > 0, "no use of the processor");
+    Ok(())
+}
+
+/// The sandbox lives on whatever its containers do.
+fn come_and_go(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let first = pod.container(&sleeping("first"))?;
+    let second = pod.container(&sleeping("second"))?;
+    pod.stop(&first, 0)?;
+    pod.remove(&first)?;
+    ensure!(pod.status(&second)?.state == RUNNING);
+    let again = pod.container(&sleeping("first"))?;
+    ensure!(pod.shell(&again, "echo again")? == "again");
+    pod.stop(&second, 0)?;
+    pod.remove(&second)?;
+    pod.stop(&again, 0)?;
+    pod.remove(&again)?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(pod.is_ready()?);
+    let last = pod.container(&sleeping("last"))?;
+    ensure!(pod.shell(&last, "echo last")? == "last");
+    Ok(())
+}
+
+fn shared_process_ids(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted { shared_pids: true, ..Wanted::default() })?;
+    let one = pod.container(&Inside { name: "one", line: "sleep 1001", ..Inside::default() })?;
+    let other =
+        pod.container(&Inside { name: "other", line: "sleep 1002", ..Inside::default() })?;
+    let own = "readlink /proc/self/ns/pid";
+    ensure!(pod.shell(&one, own)? == pod.shell(&other, own)?);
+    let seen = pod.shell(&other, "ps | grep -o '[s]leep 100[12]' | sort")?;
+    ensure!(seen == "sleep 1001\nsleep 1002", "{seen}");
+    pod.shell(&other, "kill -9 $(ps | awk '/[s]leep 1001/ { print $1 }')")?;
+    ensure!(pod.ended(&one)?.exit_code == 137);
+    ensure!(pod.status(&other)?.state == RUNNING);
+    Ok(())
+}
+
+fn settings(runtime: Runtime) -> Result<()> {
+    let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "99")];
+    let sysctls: HashMap<String, String> =
+        sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let pod = Pod::run(runtime, &Wanted { sysctls, ..Wanted::default() })?;
+    let id = pod.container(&sleeping("one"))?;
+    let look = "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start; \
+                hostname; cat /etc/hostname; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2";
+    let seen = pod.shell(&id, look)?;
+    let lines: Vec<_> = seen.lines().collect();
+    ensure!(lines[..2] == ["1", "99"] && lines[2] == lines[3] && lines[4] == "65536", "{seen}");
+    Ok(())
+}
+
+fn stop(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let one = pod.container(&sleeping("one"))?;
+    let other = pod.container(&sleeping("other"))?;
+    pod.stop_sandbox()?;
+    ensure!(!pod.is_ready()?);
+    for id in [one, other] {
+        ensure!(pod.ended(&id)?.exit_code == 137);
+    }
+    // Once more is no error.
+    pod.stop_sandbox()
+}

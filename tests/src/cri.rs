@@ -1,0 +1,306 @@
+//! Pods through containerd's CRI plugin, as the kubelet has them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatsRequest, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    UpdateContainerResourcesRequest,
+};
+use tonic::transport::Channel;
+
+use crate::containerd::{BUSYBOX, Runtime, ctr};
+
+const SOCKET: &str = "/run/containerd/containerd.sock";
+/// The states of the CRI's containers.
+pub const RUNNING: i32 = 1;
+/// See [`RUNNING`].
+pub const EXITED: i32 = 2;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+static IMAGES: OnceLock<Result<(), String>> = OnceLock::new();
+
+/// The kubelet's images are in a namespace of their own.
+fn images() -> Result<()> {
+    let imported = IMAGES.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/images");
+        for name in ["busybox.tar", "pause.tar"] {
+            let path = folder.join(name).display().to_string();
+            ctr(&["--namespace", "k8s.io", "images", "import", &path])
+                .map_err(|error| format!("{error:#}"))?;
+        }
+        Ok(())
+    });
+    imported.clone().map_err(anyhow::Error::msg)
+}
+
+type Client = RuntimeServiceClient<Channel>;
+
+/// A pod; dropping stops and removes it with all its containers.
+#[derive(Debug)]
+pub struct Pod {
+    /// The sandbox's id.
+    pub id: String,
+    config: PodSandboxConfig,
+    tokio: tokio::runtime::Runtime,
+    client: Client,
+    /// Where its containers' logs are, and what else it needs on the host.
+    pub folder: tempfile::TempDir,
+}
+
+/// What a pod is to be like; the rest is as the kubelet has it.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Whether its containers see each other's processes.
+    pub shared_pids: bool,
+    /// Safe kernel parameters.
+    pub sysctls: HashMap<String, String>,
+    /// The limits of all of it.
+    pub limits: Option<LinuxContainerResources>,
+}
+
+/// A container to be made in a pod.
+#[derive(Debug, Default)]
+pub struct Inside<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its shell line.
+    pub line: &'a str,
+    /// Folders of the host's and their places.
+    pub volumes: Vec<(PathBuf, &'a str)>,
+    /// Its limits.
+    pub limits: Option<LinuxContainerResources>,
+}
+
+fn namespaces(wanted: &Wanted) -> Option<NamespaceOption> {
+    let pid = if wanted.shared_pids { NamespaceMode::Pod } else { NamespaceMode::Container };
+    Some(NamespaceOption { pid: pid.into(), ..NamespaceOption::default() })
+}
+
+impl Pod {
+    /// Runs a pod.
+    pub fn run(runtime: Runtime, wanted: &Wanted) -> Result<Self> {
+        images()?;
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut client = RuntimeServiceClient::new(
+            tokio.block_on(containerd_client::connect(SOCKET)).context("containerd")?,
+        );
+        let folder = tempfile::tempdir_in("/var/lib")?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-pod-{number}", runtime.name());
+        let security = LinuxSandboxSecurityContext {
+            namespace_options: namespaces(wanted),
+            ..Default::default()
+        };
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.clone(),
+                uid: name.clone(),
+                namespace: "tests".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name,
+            log_directory: folder.path().display().to_string(),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(security),
+                sysctls: wanted.sysctls.clone(),
+                resources: wanted.limits.clone(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: runtime.name().to_owned(),
+        };
+        let answer = tokio.block_on(client.run_pod_sandbox(request))?.into_inner();
+        Ok(Self { id: answer.pod_sandbox_id, config, tokio, client, folder })
+    }
+
+    fn call<T, F>(&self, call: impl FnOnce(Client) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        Ok(self.tokio.block_on(call(self.client.clone()))?.into_inner())
+    }
+
+    /// Creates a container; its id.
+    pub fn create(&self, inside: &Inside<'_>) -> Result<String> {
+        let wanted = Wanted {
+            shared_pids: self.config.linux.as_ref().is_some_and(|linux| {
+                let context = linux.security_context.as_ref();
+                let options = context.and_then(|context| context.namespace_options.as_ref());
+                options.is_some_and(|options| options.pid == i32::from(NamespaceMode::Pod))
+            }),
+            ..Wanted::default()
+        };
+        let volume = |(host, container): &(PathBuf, &str)| Mount {
+            host_path: host.display().to_string(),
+            container_path: (*container).to_owned(),
+            ..Mount::default()
+        };
+        let security = LinuxContainerSecurityContext {
+            namespace_options: namespaces(&wanted),
+            ..Default::default()
+        };
+        let attempt = NEXT.fetch_add(1, Ordering::Relaxed);
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: inside.name.to_owned(), attempt }),
+            image: Some(ImageSpec { image: BUSYBOX.to_owned(), ..ImageSpec::default() }),
+            command: ["sh", "-c", inside.line].map(str::to_owned).to_vec(),
+            mounts: inside.volumes.iter().map(volume).collect(),
+            log_path: format!("{}.log", inside.name),
+            linux: Some(LinuxContainerConfig {
+                resources: inside.limits.clone(),
+                security_context: Some(security),
+            }),
+            ..Default::default()
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.config.clone()),
+        };
+        Ok(self.call(|mut c| async move { c.create_container(request).await })?.container_id)
+    }
+
+    /// Starts a created container.
+    pub fn start(&self, id: &str) -> Result<()> {
+        let request = StartContainerRequest { container_id: id.to_owned() };
+        self.call(|mut c| async move { c.start_container(request).await }).map(drop)
+    }
+
+    /// Creates and starts a container; its id.
+    pub fn container(&self, inside: &Inside<'_>) -> Result<String> {
+        let id = self.create(inside)?;
+        self.start(&id)?;
+        Ok(id)
+    }
+
+    /// Stops a container, with SIGKILL after that many seconds.
+    pub fn stop(&self, id: &str, seconds: i64) -> Result<()> {
+        let request = StopContainerRequest { container_id: id.to_owned(), timeout: seconds };
+        self.call(|mut c| async move { c.stop_container(request).await }).map(drop)
+    }
+
+    /// Removes a container, whatever it does.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let request = RemoveContainerRequest { container_id: id.to_owned() };
+        self.call(|mut c| async move { c.remove_container(request).await }).map(drop)
+    }
+
+    /// Runs a shell line in a container.
+    pub fn exec(&self, id: &str, line: &str, seconds: i64) -> Result<ExecSyncResponse> {
+        let request = ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: ["sh", "-c", line].map(str::to_owned).to_vec(),
+            timeout: seconds,
+        };
+        self.call(|mut c| async move { c.exec_sync(request).await })
+    }
+
+    /// The trimmed output of a shell line that ends with 0.
+    pub fn shell(&self, id: &str, line: &str) -> Result<String> {
+        let ran = self.exec(id, line, 0)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        ensure!(ran.exit_code == 0, "{line}: {} {}", ran.exit_code, text(&ran.stderr));
+        Ok(text(&ran.stdout))
+    }
+
+    /// What the kubelet is told of a container.
+    pub fn status(&self, id: &str) -> Result<ContainerStatus> {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let answer = self.call(|mut c| async move { c.container_status(request).await })?;
+        answer.status.context("no status")
+    }
+
+    /// Waits for the end of a container.
+    pub fn ended(&self, id: &str) -> Result<ContainerStatus> {
+        let since = Instant::now();
+        loop {
+            let status = self.status(id)?;
+            if status.state == EXITED {
+                return Ok(status);
+            }
+            ensure!(since.elapsed() < Duration::from_secs(90), "it does not end: {status:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What a container uses.
+    pub fn stats(&self, id: &str) -> Result<ContainerStats> {
+        let request = ContainerStatsRequest { container_id: id.to_owned() };
+        let answer = self.call(|mut c| async move { c.container_stats(request).await })?;
+        answer.stats.context("no stats")
+    }
+
+    /// Changes a container's limits.
+    pub fn update(&self, id: &str, limits: LinuxContainerResources) -> Result<()> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(limits),
+            ..Default::default()
+        };
+        self.call(|mut c| async move { c.update_container_resources(request).await }).map(drop)
+    }
+
+    /// Has a container's log opened anew.
+    pub fn reopen_log(&self, id: &str) -> Result<()> {
+        let request = ReopenContainerLogRequest { container_id: id.to_owned() };
+        self.call(|mut c| async move { c.reopen_container_log(request).await }).map(drop)
+    }
+
+    /// Whether the sandbox is ready.
+    pub fn is_ready(&self) -> Result<bool> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
+        let answer = self.call(|mut c| async move { c.pod_sandbox_status(request).await })?;
+        Ok(answer.status.context("no status")?.state == 0)
+    }
+
+    /// The lines of a container's log, as `stream text`.
+    pub fn log(&self, name: &str) -> Result<Vec<String>> {
+        let text = std::fs::read_to_string(self.folder.path().join(format!("{name}.log")))?;
+        let line = |line: &str| {
+            let mut words = line.splitn(4, ' ').skip(1);
+            Some(format!("{} {}", words.next()?, words.nth(1)?))
+        };
+        Ok(text.lines().filter_map(line).collect())
+    }
+
+    /// Waits until a container's log has such a line.
+    pub fn logs(&self, name: &str, wanted: &str) -> Result<()> {
+        let since = Instant::now();
+        while !self.log(name).is_ok_and(|lines| lines.iter().any(|line| line == wanted)) {
+            if since.elapsed() > Duration::from_secs(60) {
+                bail!("no line {wanted:?} in {:?}", self.log(name));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// Stops the pod.
+    pub fn stop_sandbox(&self) -> Result<()> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.call(|mut c| async move { c.stop_pod_sandbox(request).await }).map(drop)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.stop_sandbox();
+        let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        let _ = self.call(|mut c| async move { c.remove_pod_sandbox(request).await });
+    }
+}

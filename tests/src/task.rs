@@ -1,0 +1,79 @@
+//! A container that runs in the background, and what is asked of its task.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::containerd::{Finished, Run, ctr, finish, spawn, task_is};
+
+/// A running container; dropping it ends and removes it.
+#[derive(Debug)]
+pub struct Task {
+    /// The container's id.
+    pub id: String,
+    execs: std::cell::Cell<u32>,
+}
+
+impl Task {
+    /// Starts `run` in the background.
+    pub fn start(run: Run) -> Result<Self> {
+        let run = run.keep().flag("--detach");
+        let task = Self::running(&run.id);
+        run.finish()?.text(0)?;
+        Ok(task)
+    }
+
+    /// One that runs already.
+    pub fn running(id: &str) -> Self {
+        Self { id: id.to_owned(), execs: std::cell::Cell::new(0) }
+    }
+
+    /// Runs a command in it to its end.
+    pub fn exec(&self, command: &[&str]) -> Result<Finished> {
+        self.exec_with(&[], command)
+    }
+
+    /// The same with flags of `ctr task exec`.
+    pub fn exec_with(&self, flags: &[&str], command: &[&str]) -> Result<Finished> {
+        self.execs.set(self.execs.get() + 1);
+        let name = format!("e{}", self.execs.get());
+        let fixed = ["task", "exec", "--exec-id", &name];
+        let mut child = spawn(&[&fixed[..], flags, &[&self.id], command].concat())?;
+        drop(child.stdin.take());
+        finish(child)
+    }
+
+    /// Runs a shell line in it; its output if it ends with 0.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        self.exec(&["sh", "-c", line])?.text(0)
+    }
+
+    /// A call of `ctr task` that must succeed.
+    pub fn call(&self, verb: &str) -> Result<String> {
+        ctr(&["task", verb, &self.id])
+    }
+
+    /// What the container uses.
+    pub fn metrics(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&ctr(&["task", "metrics", "--format", "json", &self.id])?)?)
+    }
+
+    /// Waits until containerd says so of it.
+    pub fn becomes(&self, status: &str) -> Result<()> {
+        let since = Instant::now();
+        while !task_is(&self.id, status) {
+            ensure!(since.elapsed() < Duration::from_secs(60), "not {status} after 60 s");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // It may have ended, or never have begun.
+        let _ = ctr(&["task", "delete", "--force", &self.id]);
+        let _ = ctr(&["container", "rm", &self.id]);
+    }
+}
