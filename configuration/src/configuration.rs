@@ -31,6 +31,10 @@ pub struct MachineSettings {
     pub vcpus: u8,
     /// Guest memory, whole MiB, at least [`MachineSettings::LEAST_MEMORY`].
     pub memory: Size,
+    /// Whether limits of containers make a machine larger than `vcpus` and `memory`.
+    pub grow: bool,
+    /// What a machine has beside the memory that its containers may use.
+    pub overhead: Size,
     /// Seconds within which the guest's agent must have called, 1 to 600.
     pub start_timeout: u16,
 }
@@ -114,6 +118,8 @@ impl Default for MachineSettings {
             vmm: "/usr/local/bin/husk-vmm".into(),
             vcpus: 1,
             memory: Size::from_mib(256),
+            grow: true,
+            overhead: Size::from_mib(64),
             start_timeout: 10,
         }
     }

@@ -50,6 +50,11 @@ impl Configuration {
         self.origins.get(key).map_or("default", String::as_str)
     }
 
+    /// Whether a container's annotation set a key.
+    pub fn is_annotated(&self, key: &str) -> bool {
+        self.origin(key).starts_with("annotation ")
+    }
+
     /// Every key with its value as it would be written in a file, in the order of the shipped file.
     pub fn values(&self) -> impl Iterator<Item = (&'static str, String)> {
         SETTINGS.iter().map(|setting| (setting.key, (setting.get)(self).to_string()))

@@ -65,6 +65,20 @@ pub(crate) static SETTINGS: &[Setting] = &[
         get: |c| c.machine.memory.to_string().into(),
     },
     Setting {
+        key: "machine.grow",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.machine.grow = v),
+        get: |c| c.machine.grow.into(),
+    },
+    Setting {
+        key: "machine.overhead",
+        kind: Kind::Text,
+        annotation: false,
+        set: |c, v| size(v).map(|v| c.machine.overhead = v),
+        get: |c| c.machine.overhead.to_string().into(),
+    },
+    Setting {
         key: "machine.start_timeout",
         kind: Kind::Integer,
         annotation: false,
