@@ -15,6 +15,7 @@ mod error;
 pub mod io;
 mod lock;
 pub mod machine;
+pub mod operator;
 pub mod resource;
 pub mod sandbox;
 pub mod spec;

@@ -1,10 +1,13 @@
 //! `husk`: the operator's command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use husk_runtime::check::{self, Outcome};
+use husk_runtime::{chain, operator, state};
 
 /// Looks after Husk on this host
 #[derive(Debug, Parser)]
@@ -22,22 +25,81 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// List the sandboxes: state, age, memory and processor time on this host, containers
+    Ps,
+    /// Show the console of a sandbox's guest, on which its kernel and its agent log
+    Logs {
+        /// The sandbox, or the beginning of its name
+        sandbox: String,
+        /// containerd's namespace, where two sandboxes have the same name
+        #[arg(long, short)]
+        namespace: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Check { config } => {
-            let findings = check::run(config.as_deref());
-            for finding in &findings {
-                println!("{finding}");
-            }
-            let bad = findings.iter().filter(|finding| finding.outcome == Outcome::Bad).count();
-            if bad == 0 {
-                println!("This host can run Husk.");
-                return ExitCode::SUCCESS;
-            }
-            println!("This host cannot run Husk: {bad} of {} checks failed.", findings.len());
+    let done = match Arguments::parse().command {
+        Command::Check { config } => return check(config.as_deref()),
+        Command::Ps => ps(),
+        Command::Logs { sandbox, namespace } => logs(&sandbox, namespace.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("husk: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(config: Option<&Path>) -> ExitCode {
+    let findings = check::run(config);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let bad = findings.iter().filter(|finding| finding.outcome == Outcome::Bad).count();
+    if bad == 0 {
+        println!("This host can run Husk.");
+        return ExitCode::SUCCESS;
+    }
+    println!("This host cannot run Husk: {bad} of {} checks failed.", findings.len());
+    ExitCode::FAILURE
+}
+
+fn ps() -> anyhow::Result<()> {
+    let root = Path::new(state::ROOT);
+    let sandboxes = operator::list(root).with_context(|| root.display().to_string())?;
+    println!(
+        "{:<12} {:<24} {:<9} {:>8} {:>10} {:>10}  CONTAINERS",
+        "NAMESPACE", "SANDBOX", "STATE", "AGE", "MEMORY", "CPU"
+    );
+    for one in sandboxes {
+        println!(
+            "{:<12} {:<24} {:<9} {:>8} {:>6} MiB {:>8.1} s  {}",
+            one.namespace,
+            one.id,
+            one.state,
+            age(one.age),
+            one.memory >> 20,
+            one.cpu.as_secs_f64(),
+            one.containers.join(" ")
+        );
+    }
+    Ok(())
+}
+
+/// In the largest unit that leaves a number of two.
+fn age(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn logs(sandbox: &str, namespace: Option<&str>) -> anyhow::Result<()> {
+    let mut log = operator::console(Path::new(state::ROOT), namespace, sandbox)?;
+    std::io::copy(&mut log, &mut std::io::stdout().lock()).context("standard output")?;
+    Ok(())
 }

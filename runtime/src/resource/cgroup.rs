@@ -5,12 +5,17 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// Files of v1's cpuset that must be filled before a process can be put there.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// How often, and how far apart, a cgroup is tried to be removed whose last processes still end.
+const LAST_PROCESSES: usize = 200;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -24,38 +29,65 @@ pub struct CgroupError {
 /// A cgroup that holds a sandbox's processes, in every hierarchy.
 #[derive(Debug)]
 pub struct HostCgroup {
-    /// Per hierarchy: its own folder, and the one that this process came from.
-    folders: Vec<(PathBuf, PathBuf)>,
+    hierarchies: Vec<Hierarchy>,
+}
+
+#[derive(Debug)]
+struct Hierarchy {
+    mount: PathBuf,
+    path: PathBuf,
+    /// Where this process came from.
+    home: PathBuf,
 }
 
 impl HostCgroup {
-    /// Makes the cgroup that a spec calls `name` and moves this process there: those that it starts
-    /// from now on are in it too.
-    pub fn enter(name: &str) -> Result<Self, CgroupError> {
+    /// The cgroup that a spec calls `name`; nothing is made yet.
+    pub fn of(name: &str) -> Result<Self, CgroupError> {
         let below = path_of(name);
         let own = std::fs::read_to_string("/proc/self/cgroup");
         let own = own.map_err(|source| CgroupError { path: below.clone(), source })?;
-        let mut cgroup = Self { folders: Vec::new() };
-        for (mount, home) in hierarchies(Path::new(ROOT), &own) {
-            let path = mount.join(&below);
-            cgroup.folders.push((path.clone(), home));
-            enter(&mount, &path).map_err(|source| CgroupError { path, source })?;
+        if below.as_os_str().is_empty() {
+            // The root is nobody's own.
+            return Ok(Self { hierarchies: Vec::new() });
         }
-        Ok(cgroup)
+        let places = hierarchies(Path::new(ROOT), &own)
+            .into_iter()
+            .map(|(mount, home)| Hierarchy { path: mount.join(&below), mount, home });
+        Ok(Self { hierarchies: places.collect() })
+    }
+
+    /// Makes it and moves this process there: those that it starts from now on are in it too.
+    pub fn enter(&self) -> Result<(), CgroupError> {
+        for Hierarchy { mount, path, .. } in &self.hierarchies {
+            enter(mount, path).map_err(|source| CgroupError { path: path.clone(), source })?;
+        }
+        Ok(())
     }
 
     /// For the record.
     pub fn folders(&self) -> Vec<PathBuf> {
-        self.folders.iter().map(|(path, _)| path.clone()).collect()
+        self.hierarchies.iter().map(|one| one.path.clone()).collect()
     }
 }
 
 /// Leaves the cgroup and removes it, once no other process is in it.
 impl Drop for HostCgroup {
     fn drop(&mut self) {
-        for (path, home) in &self.folders {
+        for Hierarchy { path, home, .. } in &self.hierarchies {
             let _ = std::fs::write(home.join("cgroup.procs"), "0");
             let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+/// Removes the cgroup in `folder` after its sandbox's shim: the machine and the file server end when
+/// that has ended, but not at once. Nothing is killed by its being there: the name was a client's.
+pub fn remove_cgroup(folder: &Path) {
+    for _ in 0..LAST_PROCESSES {
+        match std::fs::remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(PAUSE),
+            // Others may have taken it away, or put something there.
+            _ => return,
         }
     }
 }

@@ -13,11 +13,11 @@ mod sizing;
 mod volume;
 mod volumes;
 
-pub use cgroup::{CgroupError, HostCgroup};
+pub use cgroup::{CgroupError, HostCgroup, remove_cgroup};
 pub use folder::Folder;
 pub use mount_options::{MountOptions, MountOptionsError};
 pub use rootfs::{Rootfs, RootfsMount};
 pub use share::{ContainerShare, ResourceError};
-pub use sizing::{Sizing, sizing};
+pub use sizing::{Limits, Sizing, sizing};
 pub use volume::{Volume, VolumeKind};
 pub use volumes::{SharedVolume, VOLUMES, Volumes};

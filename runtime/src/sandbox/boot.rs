@@ -10,7 +10,7 @@ use husk_configuration::Configuration;
 use husk_control::{BootConfig, Console, DEFAULT_COMMAND_LINE, SharedFolder};
 
 use super::SandboxError;
-use crate::resource::sizing;
+use crate::resource::{Limits, sizing};
 
 /// The virtio-fs tag of the shared folder.
 pub(super) const SHARE_TAG: &str = "husk";
@@ -38,6 +38,7 @@ impl BootParts {
     /// Opens everything; returns also the file server's ends of the channels.
     pub(super) fn open(
         configuration: &Configuration,
+        limits: Limits,
         folder: &Path,
     ) -> Result<(Self, Vec<OwnedFd>), SandboxError> {
         let kernel = configuration.open_kernel()?;
@@ -59,7 +60,7 @@ impl BootParts {
             channels.push(OwnedFd::from(ours));
             server.push(OwnedFd::from(theirs));
         }
-        let size = sizing(configuration);
+        let size = sizing(configuration, limits);
         let first_channel = if console.is_some() { 4 } else { 3 };
         let config = BootConfig {
             kvm: 0,
@@ -166,7 +167,8 @@ mod tests {
     fn a_missing_kernel_is_named() {
         let mut configuration = Configuration::default();
         configuration.guest.kernel = "/nowhere/vmlinux".into();
-        let error = BootParts::open(&configuration, Path::new("/")).err().unwrap();
+        let error =
+            BootParts::open(&configuration, Limits::default(), Path::new("/")).err().unwrap();
         let SandboxError::Configuration(error) = error else { panic!("{error}") };
         assert!(error.to_string().contains("/nowhere/vmlinux"), "{error}");
     }

@@ -21,7 +21,7 @@ use super::{Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
 use crate::container::{Follower, HostMounts, Observer};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace};
-use crate::resource::{Folder, HostCgroup, VOLUMES, Volumes};
+use crate::resource::{Folder, HostCgroup, Limits, VOLUMES, Volumes};
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
 /// Bytes of the host's randomness for the guest's pool.
@@ -50,6 +50,8 @@ pub struct SandboxRequest {
     pub cgroup: Option<String>,
     /// The network namespace of the machine's process.
     pub network: NetworkNamespace,
+    /// What its containers may use together, to size the machine by.
+    pub limits: Limits,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -91,10 +93,12 @@ impl Place {
         let root = request.root.clone();
         let volumes = Arc::new(volumes);
         let mut place = Self { volumes, share, folder, namespace, root, cgroup: None };
+        let name = request.cgroup.as_deref().filter(|name| !name.is_empty());
+        place.cgroup = name.map(HostCgroup::of).transpose()?;
+        // Before there is anything to clear up.
         place.write_record(request, &[])?;
-        if let Some(name) = request.cgroup.as_deref().filter(|name| !name.is_empty()) {
-            place.cgroup = Some(HostCgroup::enter(name)?);
-            place.write_record(request, &[])?;
+        if let Some(cgroup) = &place.cgroup {
+            cgroup.enter()?;
         }
         Ok(place)
     }
@@ -141,7 +145,7 @@ impl Sandbox {
         let configuration = request.configuration.clone().with_annotations(&request.annotations)?;
         let program = configuration.vmm_program()?;
         let place = Place::create(&request)?;
-        let (parts, channels) = BootParts::open(&configuration, place.path())?;
+        let (parts, channels) = BootParts::open(&configuration, request.limits, place.path())?;
         let machine = Arc::new(
             Machine::start(program, &request.network, log).map_err(SandboxError::Machine)?,
         );

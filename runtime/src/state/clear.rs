@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::{Record, RecordError, sandbox_folder};
+use crate::resource::remove_cgroup;
 
 /// How long killed processes are waited for, in milliseconds each.
 const DEATH: u16 = 5000;
@@ -48,10 +49,7 @@ pub fn clear(root: &Path, namespace: &str, id: &str) -> Result<(), ClearError> {
         if let Some(socket) = &record.socket {
             let _ = std::fs::remove_file(socket);
         }
-        for cgroup in &record.cgroups {
-            // Others may have put something there, or taken it away.
-            let _ = std::fs::remove_dir(cgroup);
-        }
+        record.cgroups.iter().for_each(|cgroup| remove_cgroup(cgroup));
     }
     match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
