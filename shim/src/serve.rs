@@ -14,10 +14,11 @@ use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use husk_configuration::{Configuration, ConfigurationError};
 use husk_runtime::container::HostMounts;
 use husk_runtime::machine::NetworkNamespace;
+use husk_runtime::resource::Limits;
 use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
 use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use serde::Deserialize;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,6 +78,7 @@ struct SandboxLinux {
     cgroups_path: Option<String>,
     #[serde(default)]
     namespaces: Vec<LinuxNamespace>,
+    resources: Option<LinuxResources>,
 }
 
 /// Serves until containerd shuts the shim down.
@@ -166,6 +168,10 @@ fn request(
     let mut sysctls = spec.linux.sysctl;
     let membership = Membership::of(&flags.id, &spec.annotations);
     sysctls.retain(|name, _| is_sandbox_sysctl(name, membership));
+    let limits = match membership {
+        Membership::Sandbox => Limits::of_pod(&spec.annotations),
+        _ => spec.linux.resources.as_ref().map(Limits::of_container).unwrap_or_default(),
+    };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
     Ok(SandboxRequest {
         root: state::ROOT.into(),
@@ -177,6 +183,7 @@ fn request(
         sysctls,
         cgroup: spec.linux.cgroups_path,
         network: network(&spec.linux.namespaces),
+        limits,
         mounts,
         shared_memory: shared_memory.unwrap_or(0),
         socket: Some(socket_path(&flags.socket)),
