@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, finish};
+use husk_tests::containerd::{Run, Runtime, ctr, finish};
 use husk_tests::leftovers::{Listing, available_memory, nothing_left};
+use husk_tests::task::Task;
 
 use crate::Case;
 
@@ -18,6 +19,8 @@ pub const CASES: &[Case] = &[
 /// What only a microVM can do wrong.
 pub const HUSK_CASES: &[Case] = &[
     ("alone::own_kernel", own_kernel),
+    ("alone::limits_make_the_machine_larger", larger_machine),
+    ("alone::paused_processors_stand_still", paused_processors),
     ("alone::guest_panics", guest_panics),
     ("alone::kernel_is_garbage", kernel_is_garbage),
     ("alone::initrd_is_missing", initrd_is_missing),
@@ -61,6 +64,53 @@ fn own_kernel(runtime: Runtime) -> Result<()> {
     let inside = Run::new(runtime, &["uname", "-r"]).finish()?.text(0)?;
     let here = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     ensure!(inside.ends_with("-husk") && inside != here.trim(), "{inside} in, {here} out");
+    Ok(())
+}
+
+fn larger_machine(runtime: Runtime) -> Result<()> {
+    let look = "nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
+    let seen = |run: Run| -> Result<(u32, u32)> {
+        let text = run.finish()?.text(0)?;
+        let (processors, memory) = text.split_once('\n').context("two lines")?;
+        Ok((processors.parse()?, memory.parse()?))
+    };
+    let (processors, memory) = seen(Run::shell(runtime, look))?;
+    ensure!(processors == 1 && (180..256).contains(&memory), "{processors} {memory}");
+    let limited = Run::shell(runtime, look).flag("--cpus=2").flag("--memory-limit=402653184");
+    let (processors, memory) = seen(limited)?;
+    ensure!(processors == 2 && (384..448).contains(&memory), "{processors} {memory}");
+    Ok(())
+}
+
+/// What each thread of a virtual CPU waits in, by the number of the system call.
+fn processor_calls(id: &str) -> Result<Vec<String>> {
+    let listed = ctr(&["task", "ls"])?;
+    let line = listed.lines().find(|line| line.starts_with(&format!("{id} ")));
+    let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("not listed")?;
+    let mut calls = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.path();
+        if fs::read_to_string(thread.join("comm"))?.starts_with("vcpu") {
+            let call = fs::read_to_string(thread.join("syscall"))?;
+            calls.push(call.split(' ').next().unwrap_or_default().to_owned());
+        }
+    }
+    Ok(calls)
+}
+
+fn paused_processors(runtime: Runtime) -> Result<()> {
+    // ioctl(2), which runs the guest, and futex(2), which waits.
+    let (runs, waits) = ("16", "202");
+    let task = Task::start(Run::new(runtime, &["sleep", "1000"]))?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(processor_calls(&task.id)? == [runs], "{:?}", processor_calls(&task.id)?);
+    task.call("pause")?;
+    ensure!(processor_calls(&task.id)? == [waits], "{:?}", processor_calls(&task.id)?);
+    task.metrics()?;
+    ensure!(processor_calls(&task.id)? == [waits], "{:?}", processor_calls(&task.id)?);
+    task.call("resume")?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(processor_calls(&task.id)? == [runs], "{:?}", processor_calls(&task.id)?);
     Ok(())
 }
 

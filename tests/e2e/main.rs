@@ -6,6 +6,7 @@
 
 mod alone;
 mod exit;
+mod faults;
 mod files;
 mod hooks;
 mod mounts;
@@ -68,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     let first = libtest_mimic::run(&arguments, trials(&side_by_side, &both));
     arguments.test_threads = Some(1);
     let mut last = trials(&share(&[alone::CASES])?, &both);
-    last.extend(trials(&share(&[alone::HUSK_CASES])?, &[Runtime::Husk]));
+    last.extend(trials(&share(&[faults::HUSK_CASES, alone::HUSK_CASES])?, &[Runtime::Husk]));
     let second = libtest_mimic::run(&arguments, last);
     if first.has_failed() || second.has_failed() {
         std::process::exit(101);

@@ -1,12 +1,11 @@
 //! What clients ask of a running container: processes added, pausing, numbers, events.
 
 use std::io::{BufRead, BufReader};
-use std::process::Child;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, spawn};
+use husk_tests::events::Events;
 use husk_tests::task::Task;
 use serde_json::json;
 
@@ -250,61 +249,4 @@ fn delete_while_running(runtime: Runtime) -> Result<()> {
     ensure!(error.contains("must be stopped before deletion"), "{error}");
     ensure!(task.shell("echo alive")? == "alive");
     Ok(())
-}
-
-/// containerd's events as they come.
-struct Events {
-    ctr: Child,
-    lines: Receiver<String>,
-}
-
-impl Events {
-    fn follow() -> Result<Self> {
-        let mut ctr = spawn(&["events"])?;
-        let out = ctr.stdout.take().context("no stdout")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(std::result::Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        // The subscription has no answer; an event of our own shows that it stands.
-        let mark = format!("mark-{}", std::process::id());
-        let since = Instant::now();
-        loop {
-            let _ = husk_tests::containerd::ctr(&["namespaces", "create", &mark]);
-            let _ = husk_tests::containerd::ctr(&["namespaces", "remove", &mark]);
-            if lines.recv_timeout(Duration::from_millis(500)).is_ok() {
-                return Ok(Self { ctr, lines });
-            }
-            ensure!(since.elapsed() < Duration::from_secs(30), "no events");
-        }
-    }
-
-    /// The topics of the container's events up to the last one wanted.
-    fn until(&mut self, id: &str, last: &str) -> Result<Vec<String>> {
-        let mut seen = Vec::new();
-        let name = format!("\"container_id\":\"{id}\"");
-        loop {
-            let line = self.lines.recv_timeout(Duration::from_secs(30));
-            let Ok(line) = line else { bail!("no {last} after {seen:?}") };
-            if !line.contains(&name) {
-                continue;
-            }
-            let topic = line.split_whitespace().find(|word| word.starts_with("/tasks/"));
-            seen.extend(topic.map(str::to_owned));
-            if topic == Some(last) {
-                return Ok(seen);
-            }
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        let _ = self.ctr.kill();
-        let _ = self.ctr.wait();
-    }
 }

@@ -3,6 +3,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod events;
 pub mod leftovers;
 pub mod task;
 pub mod terminal;
