@@ -79,6 +79,10 @@ fn larger_machine(runtime: Runtime) -> Result<()> {
     let limited = Run::shell(runtime, look).flag("--cpus=2").flag("--memory-limit=402653184");
     let (processors, memory) = seen(limited)?;
     ensure!(processors == 2 && (384..448).contains(&memory), "{processors} {memory}");
+    // Beyond the hole below 4 GiB.
+    let large = Run::shell(runtime, look).flag("--annotation=io.husk.memory=4GiB");
+    let (_, memory) = seen(large)?;
+    ensure!((3900..4096).contains(&memory), "{memory}");
     Ok(())
 }
 

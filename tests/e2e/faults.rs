@@ -156,9 +156,7 @@ fn at(victim: Victim, moment: Moment) -> Result<()> {
     }
     ended_badly(child)?;
     drop(task);
-    if matches!(moment, Moment::Adding) {
-        forget_fifos()?;
-    }
+    forget_fifos()?;
     nothing_left(&before, PATIENCE)?;
     let seen = events.within(&run.id, Duration::from_secs(1));
     let exits = seen.iter().filter(|topic| *topic == "/tasks/exit").count();
@@ -167,12 +165,10 @@ fn at(victim: Victim, moment: Moment) -> Result<()> {
     Ok(())
 }
 
-/// `ctr task exec` leaves its FIFOs when the task is gone.
+/// `ctr` leaves its FIFOs if the task is gone already when it is to be deleted.
 fn forget_fifos() -> Result<()> {
     for folder in std::fs::read_dir("/run/containerd/fifo")?.flatten() {
-        if folder.path().join("e-stdout").exists() {
-            std::fs::remove_dir_all(folder.path())?;
-        }
+        std::fs::remove_dir_all(folder.path())?;
     }
     Ok(())
 }
