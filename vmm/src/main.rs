@@ -65,7 +65,9 @@ fn control() -> anyhow::Result<OwnedFd> {
 }
 
 fn logger(level: Level) -> Logger {
-    let drain = slog_json::Json::new(std::io::stderr()).add_default_keys().build();
+    // One write a line: its reader is woken once.
+    let lines = std::io::LineWriter::new(std::io::stderr());
+    let drain = slog_json::Json::new(lines).add_default_keys().build();
     let drain = Mutex::new(drain).filter_level(level).fuse();
     Logger::root(drain, o!("pid" => std::process::id()))
 }

@@ -26,6 +26,9 @@ use crate::vm::{
 
 const MAX_VCPUS: u8 = 32;
 
+/// Bytes of stack for the thread that reads kernel and initrd.
+const LOADER_STACK: usize = 256 << 10;
+
 /// Why a machine cannot be built. The texts go to the person at the terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -132,10 +135,13 @@ pub fn build(
     // To make a virtual machine is mostly to wait for the host's kernel (it moves a thread of its own
     // into our cgroup, which takes it an RCU grace period), so memory is filled meanwhile.
     let (vm, entry) = thread::scope(|scope| {
-        let loading = scope.spawn(|| load(config, &kernel, resources.initrd, &memory));
+        // A stack of the usual size would be filled with a huge page.
+        let loader = thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
+        let load = || load(config, &kernel, resources.initrd, &memory);
+        let loading = loader.spawn_scoped(scope, load)?;
         let vm = kvm.create_vm(chips(config));
-        (vm, loading.join().unwrap_or(Err(BuildError::Panic)))
-    });
+        Ok::<_, BuildError>((vm, loading.join().unwrap_or(Err(BuildError::Panic))))
+    })?;
     // First what is more likely to be wrong, and the user's to mend.
     let entry = entry?;
     let mut vm = vm?;
