@@ -8,6 +8,7 @@ pub mod arch;
 pub mod bus;
 pub mod devices;
 pub mod files;
+mod fuse;
 pub mod launcher;
 pub mod machine;
 pub mod probe;

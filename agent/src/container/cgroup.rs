@@ -13,6 +13,7 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::inotify;
 use tokio::io::Interest;
 
+use crate::container::statistics::counters;
 use crate::init::calls;
 use crate::init::mounts::{CGROUP_ROOT, CONTAINERS_CGROUP};
 
@@ -122,18 +123,14 @@ impl Cgroup {
     pub async fn freeze(&self, still: bool) -> io::Result<()> {
         let (file, wanted) = if still { ("1", "frozen 1") } else { ("0", "frozen 0") };
         fs::write(self.path.join("cgroup.freeze"), file)?;
-        let (mut step, mut waited) = (Duration::from_micros(200), Duration::ZERO);
-        while !fs::read_to_string(self.path.join("cgroup.events"))?.lines().any(|l| l == wanted) {
-            if waited > FREEZE_LIMIT {
-                // Half frozen is neither.
-                fs::write(self.path.join("cgroup.freeze"), "0")?;
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            tokio::time::sleep(step).await;
-            waited += step;
-            step = (step * 2).min(Duration::from_millis(20));
+        let events = self.path.join("cgroup.events");
+        let done = || Ok(fs::read_to_string(&events)?.lines().any(|line| line == wanted));
+        let waited = until(FREEZE_LIMIT, done).await;
+        if matches!(&waited, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
+            // Half frozen is neither.
+            fs::write(self.path.join("cgroup.freeze"), "0")?;
         }
-        Ok(())
+        waited
     }
 
     /// Writes the limits that `resources` names.
@@ -150,16 +147,7 @@ impl Cgroup {
 
     /// Waits until no process is left, after [`Cgroup::kill`].
     pub async fn emptied(&self) -> io::Result<()> {
-        let (mut step, mut waited) = (Duration::from_micros(200), Duration::ZERO);
-        while !self.processes()?.is_empty() {
-            if waited > KILL_LIMIT {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            tokio::time::sleep(step).await;
-            waited += step;
-            step = (step * 2).min(Duration::from_millis(20));
-        }
-        Ok(())
+        until(KILL_LIMIT, || Ok(self.processes()?.is_empty())).await
     }
 
     /// Removes the subtree, which is empty of processes.
@@ -176,6 +164,20 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// Looks, at first often and then less so, until something is done; `TimedOut` after `limit`.
+async fn until(limit: Duration, done: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+    let (mut step, mut waited) = (Duration::from_micros(200), Duration::ZERO);
+    while !done()? {
+        if waited > limit {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        tokio::time::sleep(step).await;
+        waited += step;
+        step = (step * 2).min(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -231,9 +233,7 @@ fn remove(path: &Path, depth: usize) -> io::Result<()> {
 
 /// How many kills `memory.events` counts.
 fn kills(events: &str) -> u64 {
-    let mut lines = events.lines().filter_map(|line| line.split_once(' '));
-    let kills = lines.find(|(name, _)| *name == "oom_kill");
-    kills.and_then(|(_, count)| count.trim().parse().ok()).unwrap_or(0)
+    counters(events).get("oom_kill").copied().unwrap_or(0)
 }
 
 #[cfg(test)]

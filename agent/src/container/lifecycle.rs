@@ -113,8 +113,7 @@ impl Container {
     }
 
     pub(super) fn lets_go(&self) {
-        let volumes = self.parts().volumes.take();
-        drop(volumes);
+        self.parts().volumes = None;
     }
 
     pub(super) fn created(&self, init: Arc<Process>) {

@@ -69,7 +69,7 @@ fn limit(text: &str) -> u64 {
 }
 
 /// Lines of a name and a number.
-fn counters(text: &str) -> Counters {
+pub(super) fn counters(text: &str) -> Counters {
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs.map(|(name, value)| (name.to_owned(), number(value))).collect()
 }

@@ -19,6 +19,7 @@ use oci_spec::runtime::Hook;
 use serde::Serialize;
 use slog::{Logger, warn};
 
+use crate::apart::apart;
 use crate::machine::{PidFd, watched_fd};
 
 /// Bytes of a hook's error output that its error repeats.
@@ -179,13 +180,10 @@ fn start(
         .stderr(errors.try_clone()?);
     let Some(namespace) = &mounts.0 else { return command.spawn() };
     // Only a thread that shares its folder with no other may leave for another namespace.
-    std::thread::scope(|scope| {
-        let started = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_FS)?;
-            setns(namespace, CloneFlags::CLONE_NEWNS)?;
-            command.spawn()
-        });
-        started.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    apart(|| {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(namespace, CloneFlags::CLONE_NEWNS)?;
+        command.spawn()
     })
 }
 

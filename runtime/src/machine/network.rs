@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::apart::apart;
+
 /// The network namespace that the machine process is in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NetworkNamespace {
@@ -27,22 +29,18 @@ impl NetworkNamespace {
         if *self == Self::Inherited {
             return work();
         }
-        // A thread has a namespace of its own for as long as it lives.
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                match self {
-                    Self::Inherited => {}
-                    Self::New => unshare(CloneFlags::CLONE_NEWNET)?,
-                    Self::At(path) => {
-                        let namespace = File::open(path).map_err(|error| {
-                            Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
-                        })?;
-                        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-                    }
+        apart(|| {
+            match self {
+                Self::Inherited => {}
+                Self::New => unshare(CloneFlags::CLONE_NEWNET)?,
+                Self::At(path) => {
+                    let namespace = File::open(path).map_err(|error| {
+                        Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+                    })?;
+                    setns(namespace, CloneFlags::CLONE_NEWNET)?;
                 }
-                work()
-            });
-            inside.join().unwrap_or(Err(Errno::EIO))
+            }
+            work()
         })
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::resource::VOLUMES;
-use crate::state::{ProcessRecord, Record};
+use crate::state::{ProcessRecord, Record, stat};
 
 /// How a sandbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,11 +110,7 @@ impl Use {
     /// None if it is another process by now, or none.
     fn of(process: &ProcessRecord) -> Option<Self> {
         process.open()?;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
-        // The name, in brackets, may hold anything; what follows is numbers from field 3 on.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let fields: Vec<u64> =
-            fields.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+        let [user, system] = stat(process.pid, [14, 15])?;
         let ticks = |count: u64| {
             let second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
             Duration::from_millis(count * 1000 / second.unsigned_abs().max(1))
@@ -122,7 +118,7 @@ impl Use {
         let up = fs::read_to_string("/proc/uptime").ok()?;
         let up: f64 = up.split(' ').next()?.parse().ok()?;
         let age = Duration::try_from_secs_f64(up).ok()?.saturating_sub(ticks(process.started));
-        let cpu = ticks(fields.get(11)? + fields.get(12)?);
+        let cpu = ticks(user + system);
         Some(Self { age, memory: memory(process.pid), cpu })
     }
 }

@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{SysconfVar, chdir, sysconf};
 
 use super::{MountOptions, ResourceError};
+use crate::apart::apart;
 
 /// One mount of a root file system, as a snapshotter describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,13 +105,12 @@ fn mount_long_overlay(
     options: &MountOptions,
 ) -> Result<(), Errno> {
     let (folder, data) = shorten(&options.data).ok_or(Errno::E2BIG)?;
-    let (source, target, flags) = (one.source.clone(), target.to_path_buf(), options.flags);
-    let thread = std::thread::spawn(move || {
+    apart(|| {
         unshare(CloneFlags::CLONE_FS)?;
         chdir(folder.as_str())?;
-        mount(Some(source.as_str()), &target, Some("overlay"), flags, Some(data.as_str()))
-    });
-    thread.join().unwrap_or(Err(Errno::EIO))
+        let source = Some(one.source.as_str());
+        mount(source, target, Some("overlay"), options.flags, Some(data.as_str()))
+    })
 }
 
 /// The common folder of all layers, and the options with paths relative to it.

@@ -5,6 +5,7 @@ mod clear;
 mod record;
 
 pub use clear::{ClearError, clear};
+pub(crate) use record::stat;
 pub use record::{ProcessRecord, Record, RecordError};
 
 use std::path::{Path, PathBuf};

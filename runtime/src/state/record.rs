@@ -101,10 +101,20 @@ impl Record {
 
 /// When a process started; none if it is not there.
 fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let [started] = stat(pid, [22])?;
+    Some(started)
+}
+
+/// Fields of `/proc/<pid>/stat` by their numbers in proc(5), from 3 on; none if it is not there.
+pub(crate) fn stat<const N: usize>(pid: i32, numbers: [usize; N]) -> Option<[u64; N]> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, parentheses too.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = [0; N];
+    for (field, number) in fields.iter_mut().zip(numbers) {
+        *field = rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()?;
+    }
+    Some(fields)
 }
 
 #[cfg(test)]

@@ -170,9 +170,9 @@ impl Task for Handle {
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Result<Empty> {
         let service = self.service("pause", &request.id);
         to_the_end(async move {
-            let (container_id, published) = (request.id, service.publisher.clone());
-            service.container(&container_id)?.pause().await?;
-            published.publish(TaskPaused { container_id, ..TaskPaused::default() });
+            service.container(&request.id)?.pause().await?;
+            let event = TaskPaused { container_id: request.id, ..TaskPaused::default() };
+            service.publisher.publish(event);
             Ok(())
         })
         .await?;
@@ -182,9 +182,9 @@ impl Task for Handle {
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Result<Empty> {
         let service = self.service("resume", &request.id);
         to_the_end(async move {
-            let (container_id, published) = (request.id, service.publisher.clone());
-            service.container(&container_id)?.resume().await?;
-            published.publish(TaskResumed { container_id, ..TaskResumed::default() });
+            service.container(&request.id)?.resume().await?;
+            let event = TaskResumed { container_id: request.id, ..TaskResumed::default() };
+            service.publisher.publish(event);
             Ok(())
         })
         .await?;

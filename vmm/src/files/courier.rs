@@ -11,8 +11,9 @@ use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 
 use super::buffer::Buffer;
-use super::message::{HEADER, Header, LONGEST, answer};
+use super::message::{Header, answer};
 use super::tree::Tree;
+use crate::fuse::{IN_HEADER, LONGEST};
 
 /// After so much silence a channel gives its buffers' memory back.
 const IDLE_MILLISECONDS: libc::c_int = 1000;
@@ -100,7 +101,7 @@ impl<'a> Channel<'a> {
     }
 
     fn handle(&mut self, header: Header) -> io::Result<()> {
-        let body = &self.request[HEADER..header.length];
+        let body = &self.request[IN_HEADER..header.length];
         if !header.is_well_formed(body) {
             return self.reply(header, Err(libc::EINVAL));
         }

@@ -4,18 +4,10 @@
 
 use std::io;
 
-/// Bytes of `struct fuse_in_header`.
-pub const HEADER: usize = 40;
-
-/// The longest request: a write of 1 MiB with its headers. fuse-backend-rs allows one page for them.
-pub const LONGEST: usize = (1 << 20) + 4096;
+use crate::fuse::{self, BATCH_FORGET, FORGET, IN_HEADER, LONGEST};
 
 const SYMLINK: u32 = 6;
 const SETXATTR: u32 = 21;
-const FORGET: u32 = 2;
-const INTERRUPT: u32 = 36;
-const NOTIFY_REPLY: u32 = 41;
-const BATCH_FORGET: u32 = 42;
 const COPY_FILE_RANGE: u32 = 47;
 const SYNCFS: u32 = 50;
 const TMPFILE: u32 = 51;
@@ -67,12 +59,12 @@ impl Header {
     ///
     /// A length no request can have is an error: the stream cannot be followed any further.
     pub fn read(bytes: &[u8]) -> io::Result<Option<Self>> {
-        if bytes.len() < HEADER {
+        if bytes.len() < IN_HEADER {
             return Ok(None);
         }
         // The length is the guest's word, passed on by the machine.
         let length = number32(bytes, 0) as usize;
-        if !(HEADER..=LONGEST).contains(&length) {
+        if !(IN_HEADER..=LONGEST).contains(&length) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("a FUSE request of {length} bytes"),
@@ -90,7 +82,7 @@ impl Header {
 
     /// Whether the guest waits for an answer.
     pub fn wants_answer(&self) -> bool {
-        !matches!(self.opcode, FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY)
+        fuse::wants_answer(self.opcode)
     }
 
     /// Whether the body has the fixed part and the terminated names that its opcode needs.
@@ -193,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_header_needs_all_its_bytes_and_a_possible_length() {
-        let mut bytes = [0; HEADER];
+        let mut bytes = [0; IN_HEADER];
         assert_eq!(Header::read(&bytes[..39]).unwrap(), None);
         Header::read(&bytes).unwrap_err();
         bytes[..4].copy_from_slice(&40_u32.to_ne_bytes());

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::message::{IN_HEADER, InHeader, LONGEST, OUT_HEADER, OutHeader};
+use super::message::{InHeader, OUT_HEADER, OutHeader};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::socket;
+use crate::fuse::{IN_HEADER, LONGEST};
 
 /// Where a channel stands; the diagram is in the parent's docs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

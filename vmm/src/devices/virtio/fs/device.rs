@@ -12,13 +12,14 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::channel::{Channel, ChannelError, Progress, Segments};
-use super::message::{IN_HEADER, InHeader, LONGEST, OUT_HEADER, OutHeader};
+use super::message::{InHeader, OUT_HEADER, OutHeader};
 use crate::devices::virtio::chain::{Chain, Limits};
 use crate::devices::virtio::events::QueueEvents;
 use crate::devices::virtio::log_limit::LogLimit;
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::state::{QueuePosition, RestoreError, SaveError, check_version};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::fuse::{IN_HEADER, LONGEST};
 
 /// The longest tag, in bytes.
 pub const MAX_TAG: usize = 36;

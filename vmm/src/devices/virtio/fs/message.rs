@@ -1,16 +1,9 @@
 //! The frames of FUSE messages (Linux `include/uapi/linux/fuse.h`), in host byte order.
 
-/// Bytes of a request's header.
-pub const IN_HEADER: usize = 40;
+use crate::fuse::{self, IN_HEADER};
+
 /// Bytes of an answer's header.
 pub const OUT_HEADER: usize = 16;
-/// The longest message either way: 1 MiB of data, and a page for what goes before.
-pub const LONGEST: usize = (1 << 20) + 4096;
-
-const FORGET: u32 = 2;
-const INTERRUPT: u32 = 36;
-const NOTIFY_REPLY: u32 = 41;
-const BATCH_FORGET: u32 = 42;
 
 /// What the frame of a request says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,7 +29,7 @@ impl InHeader {
 
     /// Whether there will be an answer.
     pub fn wants_answer(&self) -> bool {
-        !matches!(self.opcode, FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY)
+        fuse::wants_answer(self.opcode)
     }
 }
 

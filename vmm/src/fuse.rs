@@ -1,0 +1,21 @@
+//! What the machine and the file server must agree on of FUSE's messages: each takes them apart by
+//! itself, but on a channel they fall out of step if one of them expects an answer and the other not.
+//!
+//! Source: `include/uapi/linux/fuse.h`. All numbers are in the host's byte order.
+
+/// Bytes of `struct fuse_in_header`.
+pub(crate) const IN_HEADER: usize = 40;
+
+/// The longest message either way: 1 MiB of data, and a page for what goes before (fuse-backend-rs
+/// allows one).
+pub(crate) const LONGEST: usize = (1 << 20) + 4096;
+
+pub(crate) const FORGET: u32 = 2;
+const INTERRUPT: u32 = 36;
+const NOTIFY_REPLY: u32 = 41;
+pub(crate) const BATCH_FORGET: u32 = 42;
+
+/// Whether there will be an answer to a request of that opcode.
+pub(crate) fn wants_answer(opcode: u32) -> bool {
+    !matches!(opcode, FORGET | BATCH_FORGET | INTERRUPT | NOTIFY_REPLY)
+}
