@@ -7,12 +7,12 @@ PROFILE ?= release
 CARGO ?= cargo
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
-programs := target/$(PROFILE)
+programs = target/$(PROFILE)
 guest := target/guest
 static := x86_64-unknown-linux-gnu
 hosted := containerd-shim-husk-v2 husk husk-vmm
 
-.PHONY: help tools build guest install uninstall demo test check bench machine clean
+.PHONY: help tools build vmm guest install uninstall demo test check fuzz bench machine clean
 
 help:
 	@echo 'make demo      build everything and run a container in a microVM'
@@ -21,6 +21,7 @@ help:
 	@echo 'make install   both, into PREFIX=$(PREFIX) (and settings into /etc/husk)'
 	@echo 'make test      all tests'
 	@echo 'make check     format, lints, licences'
+	@echo 'make fuzz      what hostile guests, agents and files may hold, SECONDS=60 for each target'
 	@echo 'make bench     benchmarks, beside QEMU and runc'
 	@echo 'make machine   a shell in the test machine'
 
@@ -28,9 +29,12 @@ tools:
 	@configuration/guest/install-packages configuration/packages
 	@configuration/install-rust
 
-build: tools
+build: tools vmm
 	@echo 'build: the programs of the host'
 	$(CARGO) build --locked --profile $(PROFILE) -p husk-shim -p husk-runtime --bins
+
+vmm: tools
+	@echo 'build: the virtual machine monitor'
 	@# Static: it starts sooner, and needs no file but its own.
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
 	    $(CARGO) build --locked --profile $(PROFILE) --target $(static) -p husk-vmm --bins
@@ -68,9 +72,14 @@ demo: build guest
 test: build guest
 	@tests/run
 
-check: tools
+check: vmm
 	@tests/check/run
 
+fuzz: tools
+	@tests/fuzz/run $(SECONDS)
+
+# What is measured is what is installed where it counts.
+bench: PROFILE = dist
 bench: build guest
 	$(CARGO) build --locked --profile $(PROFILE) -p husk-bench
 	@HUSK_BIN=$(CURDIR)/$(programs) tests/bench/run

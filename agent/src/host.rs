@@ -29,6 +29,14 @@ pub enum Host {
 }
 
 impl Host {
+    /// Where sysfs is: what is written there changes the machine.
+    pub fn sys(&self) -> PathBuf {
+        match self {
+            Host::Vsock => "/sys".into(),
+            Host::Directory(directory) => directory.join("sys"),
+        }
+    }
+
     /// Begins a connection to `port`; [`connected`] waits for it. The descriptor does not block.
     pub fn dial(&self, port: u32) -> io::Result<OwnedFd> {
         match self {

@@ -3,11 +3,13 @@
 
 mod harness;
 
+use std::fs;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use harness::{Agent, Ran, skip};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use ttrpc::Code;
 
 /// Runs `script` in a shell in a container of its own.
@@ -198,6 +200,56 @@ component! {
 }
 
 component! {
+    /// What it would write into a guest's sysfs: nobody's processors are taken off line here.
+    async fn a_changing_machine_is_followed(agent: &Agent) {
+        let code = |result: Result<u32>| harness::refusal(result).0;
+        assert_eq!(code(agent.set_processors(2).await), Code::INTERNAL);
+        let sys = agent.path("sys");
+        let write = |file: &str, text: &str| {
+            let path = sys.join(file);
+            fs::create_dir_all(path.parent().context("a folder")?)?;
+            Ok::<_, anyhow::Error>(fs::write(path, text)?)
+        };
+        let read = |file: &str| fs::read_to_string(sys.join(file));
+        write("devices/system/cpu/present", "0-1\n")?;
+        write("devices/system/cpu/online", "0\n")?;
+        write("devices/system/cpu/cpu1/online", "0\n")?;
+        assert_eq!(agent.set_processors(2).await?, 1);
+        assert_eq!(read("devices/system/cpu/cpu1/online")?, "1");
+        assert_eq!(code(agent.set_processors(0).await), Code::INVALID_ARGUMENT);
+        assert_eq!(code(agent.set_processors(3).await), Code::FAILED_PRECONDITION);
+        write("module/memory_hotplug/parameters/online_policy", "contig-zones")?;
+        write("bus/pci/rescan", "")?;
+        agent.look_for_devices().await?;
+        assert_eq!(read("bus/pci/rescan")?, "1");
+    }
+}
+
+component! {
+    async fn a_port_of_the_loopback_device_is_forwarded(agent: &Agent) {
+        let line = "while :; do echo served | busybox nc -l -p 8080; done";
+        let busybox = fs::read("/bin/busybox")?;
+        let held = agent.begin_shell("serving", &busybox, line, false).await?;
+        let began = Instant::now();
+        let mut stream = loop {
+            match agent.forward_port(8080).await {
+                Ok(stream) => break stream,
+                Err(error) => assert_eq!(harness::refusal::<()>(Err(error)).0, Code::NOT_FOUND),
+            }
+            assert!(began.elapsed().as_secs() < 30, "nobody listens");
+        };
+        let mut served = String::new();
+        stream.read_to_string(&mut served).await?;
+        assert_eq!(served, "served\n");
+        let code = |result: Result<_>| harness::refusal(result).0;
+        assert_eq!(code(agent.forward_port(1).await), Code::NOT_FOUND);
+        assert_eq!(code(agent.forward_port(1 << 16).await), Code::INVALID_ARGUMENT);
+        agent.signal("", "serving", 9, false).await?;
+        agent.finish(held).await?;
+    }
+}
+
+component! {
     async fn wrong_calls_get_their_codes(agent: &Agent) {
         let code = |result: Result<Ran>| harness::refusal(result).0;
         assert_eq!(code(agent.run(|s| s["process"]["args"] = json!([])).await), Code::INVALID_ARGUMENT);
@@ -224,7 +276,8 @@ component! {
     async fn exec_joins_the_container(agent: &Agent) {
         let held = agent.create("box", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
         agent.start_container("box").await?;
-        let script = "echo $0; id -u; pwd; hostname; grep -E '^(CapEff|CapBnd|NoNew|Seccomp:)' /proc/self/status; cat /proc/1/cmdline | tr '\\0' ' '; grep ^0:: /proc/self/cgroup; exit 3";
+        // A container counts as started just before its process is executed.
+        let script = "echo $0; id -u; pwd; hostname; grep -E '^(CapEff|CapBnd|NoNew|Seccomp:)' /proc/self/status; until grep -q ^sleep /proc/1/cmdline; do sleep .1; done; cat /proc/1/cmdline | tr '\\0' ' '; grep ^0:: /proc/self/cgroup; exit 3";
         let ran = agent.exec("box", "one", |p| p["args"] = json!(["sh", "-c", script, "name"])).await?;
         let expected = "name\n0\n/\nbox\nCapEff:\t0000000000000021\nCapBnd:\t0000000000000021\n\
             NoNewPrivs:\t1\nSeccomp:\t2\nsleep 50 0::/\n";
@@ -239,6 +292,8 @@ component! {
         let (code, text) = harness::refusal(agent.exec("box", "three", |p| p["args"] = json!(["nosuch"])).await);
         assert_eq!(code, Code::UNKNOWN);
         assert_eq!(text, "unable to start container process: exec: \"nosuch\": executable file not found in $PATH");
+        let (_, text) = harness::refusal(agent.run(|s| s["process"]["cwd"] = json!("/one/x")).await);
+        assert!(text.ends_with("mkdir /one/x: not a directory"), "{text}");
         let (_, text) = harness::refusal(agent.exec("box", "four", |p| p["cwd"] = json!("/nosuch")).await);
         assert!(text.ends_with("chdir to cwd (\"/nosuch\") set in config.json failed: no such file or directory"), "{text}");
         // While it runs it is listed under its name.
@@ -253,6 +308,38 @@ component! {
         agent.signal("box", "", 15, true).await?;
         agent.signal("box", "", 9, false).await?;
         assert_eq!(agent.finish(held).await?.status, 137);
+    }
+}
+
+component! {
+    /// In a sandbox without a container of its own.
+    async fn containers_share_process_ids(agent: &Agent) {
+        let shares = |spec: &mut Value| {
+            for namespace in spec["linux"]["namespaces"].as_array_mut().expect("namespaces") {
+                if namespace["type"] == "pid" {
+                    namespace["path"] = json!("/run/husk/pid");
+                }
+            }
+            spec["mounts"].as_array_mut().expect("mounts")
+                .push(json!({"destination": "/proc", "type": "proc", "source": "proc"}));
+        };
+        let first = agent.create("first", |s| {
+            shares(s);
+            s["process"]["args"] = json!(["sleep", "501"]);
+        }).await?;
+        agent.start_container("first").await?;
+        // An orphan of the second one is collected by the first process of all, which shows nothing.
+        let look = "(sleep 0.1 &); ps | grep -c '[s]leep 501'; readlink /proc/self/ns/pid; sleep 0.5; \
+            ps -o stat,comm | grep -c '^Z'; ls /proc/1/root/ | wc -l; grep CapPrm /proc/1/status; \
+            kill -9 1; kill -9 $(ps | awk '/[s]leep 501/ { print $1 }')";
+        let ran = shell(agent, look, shares).await?;
+        let lines: Vec<_> = ran.output().lines().collect();
+        assert_eq!(lines.len(), 5, "{lines:?} {}", ran.error());
+        assert_eq!((lines[0], lines[2], lines[3]), ("1", "0", "0"), "{lines:?} {}", ran.error());
+        assert_eq!(lines[4], "CapPrm:\t0000000000000000");
+        assert_eq!(agent.finish(first).await?.status, 137);
+        let again = shell(agent, "readlink /proc/self/ns/pid", shares).await?;
+        assert_eq!(again.output().trim_end(), lines[1]);
     }
 }
 
@@ -297,7 +384,7 @@ component! {
 component! {
     async fn background_children_keep_writing(agent: &Agent) {
         let container = agent.create("back", |s| {
-            s["process"]["args"] = json!(["sh", "-c", "(sleep 0.2; echo late) & echo early; exec sleep 0.4"]);
+            s["process"]["args"] = json!(["sh", "-c", "(sleep 0.2; echo late) & echo early; exec sleep 3"]);
         }).await?;
         agent.start_container("back").await?;
         let ran = agent.finish(container).await?;
@@ -334,6 +421,42 @@ component! {
             let deleted = begin.elapsed() - waited - created;
             assert_eq!(ran.status, 0);
             println!("create {created:?}, start to exit {waited:?}, delete {deleted:?}");
+        }
+    }
+}
+
+component! {
+    async fn shells_of_the_host_run_in_no_container(agent: &Agent) {
+        let busybox = std::fs::read("/bin/busybox")?;
+        let line = "cat; echo err >&2; grep ^0:: /proc/self/cgroup; sleep 1000 & exit 7";
+        let mut held = agent.begin_shell("one", &busybox, line, false).await?;
+        let again = harness::refusal(agent.begin_shell("one", &busybox, "", false).await);
+        assert_eq!(again.0, Code::ALREADY_EXISTS);
+        held.feed(b"in\n").await?;
+        held.close();
+        agent.close_input("", "one").await?;
+        let ran = agent.finish(held).await?;
+        assert_eq!((ran.output(), ran.error()), ("in\n0::/shell-one\n", "err\n"));
+        assert_eq!((ran.status, ran.output_bytes, ran.error_bytes), (7, 17, 4));
+
+        let line = "tty; stty size; kill -9 $$";
+        let ran = agent.finish(agent.begin_shell("two", &busybox, line, true).await?).await?;
+        assert!(ran.output().starts_with("/dev/pts/") && ran.output().contains("40 100"));
+        assert_eq!(ran.status, 137);
+
+        // Deleting one that runs ends it.
+        let line = "sleep 1000 & sleep 1000";
+        drop(agent.begin_shell("three", &busybox, line, false).await?);
+        agent.delete_exec("", "three").await?;
+        assert_eq!(harness::refusal(agent.wait("", "three").await).0, Code::NOT_FOUND);
+
+        let (code, text) = harness::refusal(agent.begin_shell("bad", b"text", "", false).await);
+        assert!(code == Code::UNKNOWN && text.contains("exec format error"), "{text}");
+        let (code, _) = harness::refusal(agent.begin_shell("../x", b"", "", false).await);
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        for name in ["one", "two", "three", "bad"] {
+            let left = agent.guest_path(&format!("/run/husk-agent/shell-{name}"));
+            assert!(!left.exists(), "{}", left.display());
         }
     }
 }

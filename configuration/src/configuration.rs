@@ -14,6 +14,8 @@ pub struct Configuration {
     pub guest: GuestSettings,
     /// `[files]`: the file server.
     pub files: FileSettings,
+    /// `[network]`: network devices.
+    pub network: NetworkSettings,
     /// `[log]`: what is logged.
     pub log: LogSettings,
     /// `[annotations]`: what containers may set for themselves.
@@ -33,15 +35,25 @@ pub struct MachineSettings {
     pub memory: Size,
     /// Whether limits of containers make a machine larger than `vcpus` and `memory`.
     pub grow: bool,
+    /// Virtual CPUs that a machine can grow to, 1 to 32; 0 for as many as the host has, within
+    /// reason.
+    pub max_vcpus: u8,
+    /// Memory that a machine can grow to, whole MiB; 0 for as much as the host has.
+    pub max_memory: Size,
     /// What a machine has beside the memory that its containers may use.
     pub overhead: Size,
     /// Seconds within which the guest's agent must have called, 1 to 600.
     pub start_timeout: u16,
+    /// Walls of the jail that this host may lack, of [`MachineSettings::WALLS`].
+    pub accept_missing: Vec<String>,
 }
 
 impl MachineSettings {
     /// With less, the guest kernel has no room to unpack its initial RAM file system.
     pub const LEAST_MEMORY: Size = Size::from_mib(64);
+
+    /// Walls of the jail that there can be a host without.
+    pub const WALLS: [&str; 1] = ["landlock"];
 }
 
 /// `[guest]`: what runs in the machine.
@@ -57,6 +69,10 @@ pub struct GuestSettings {
     pub console: bool,
     /// Bytes of console output after which the rest is dropped.
     pub console_limit: Size,
+    /// Whether `husk exec` may start a program in the guest itself.
+    pub debug_shell: bool,
+    /// That program: a static one on the host.
+    pub debug_shell_program: PathBuf,
 }
 
 /// `[files]`: the file server.
@@ -64,6 +80,23 @@ pub struct GuestSettings {
 pub struct FileSettings {
     /// Requests served at the same time, 1 to 16.
     pub threads: u8,
+}
+
+/// `[network]`: network devices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkSettings {
+    /// Pairs of queues of each device, at most 8; 0: one for each virtual CPU.
+    pub queues: u8,
+    /// Whether frames pass through the host's kernel alone (vhost-net) where it can.
+    pub vhost: bool,
+    /// Bytes a second that each interface may receive; 0: no limit.
+    pub receive_rate: Size,
+    /// Bytes a second that each interface may send; 0: no limit.
+    pub send_rate: Size,
+    /// Frames a second that each interface may receive; 0: no limit.
+    pub receive_packets: u32,
+    /// Frames a second that each interface may send; 0: no limit.
+    pub send_packets: u32,
 }
 
 /// `[log]`: what is logged.
@@ -119,8 +152,11 @@ impl Default for MachineSettings {
             vcpus: 1,
             memory: Size::from_mib(256),
             grow: true,
+            max_vcpus: 0,
+            max_memory: Size::from_mib(0),
             overhead: Size::from_mib(64),
             start_timeout: 10,
+            accept_missing: Vec::new(),
         }
     }
 }
@@ -133,6 +169,8 @@ impl Default for GuestSettings {
             command_line_extra: String::new(),
             console: false,
             console_limit: Size::from_mib(1),
+            debug_shell: false,
+            debug_shell_program: "/bin/busybox".into(),
         }
     }
 }
@@ -140,6 +178,19 @@ impl Default for GuestSettings {
 impl Default for FileSettings {
     fn default() -> Self {
         Self { threads: 4 }
+    }
+}
+
+impl Default for NetworkSettings {
+    fn default() -> Self {
+        Self {
+            queues: 0,
+            vhost: true,
+            receive_rate: Size::from_mib(0),
+            send_rate: Size::from_mib(0),
+            receive_packets: 0,
+            send_packets: 0,
+        }
     }
 }
 

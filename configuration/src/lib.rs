@@ -19,7 +19,7 @@ mod size;
 pub use annotation::ANNOTATION_PREFIX;
 pub use configuration::{
     AnnotationSettings, Configuration, FileSettings, GuestSettings, LogLevel, LogSettings,
-    MachineSettings,
+    MachineSettings, NetworkSettings,
 };
 pub use error::ConfigurationError;
 pub use load::{CONFIGURATION_VARIABLE, DEFAULT_FILE};

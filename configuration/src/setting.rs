@@ -72,6 +72,20 @@ pub(crate) static SETTINGS: &[Setting] = &[
         get: |c| c.machine.grow.into(),
     },
     Setting {
+        key: "machine.max_vcpus",
+        kind: Kind::Integer,
+        annotation: false,
+        set: |c, v| integer(v, 0, 32).map(|v| c.machine.max_vcpus = v),
+        get: |c| i64::from(c.machine.max_vcpus).into(),
+    },
+    Setting {
+        key: "machine.max_memory",
+        kind: Kind::Text,
+        annotation: false,
+        set: |c, v| whole_mib(v).map(|v| c.machine.max_memory = v),
+        get: |c| c.machine.max_memory.to_string().into(),
+    },
+    Setting {
         key: "machine.overhead",
         kind: Kind::Text,
         annotation: false,
@@ -84,6 +98,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         annotation: false,
         set: |c, v| integer(v, 1, 600).map(|v| c.machine.start_timeout = v),
         get: |c| i64::from(c.machine.start_timeout).into(),
+    },
+    Setting {
+        key: "machine.accept_missing",
+        kind: Kind::TextList,
+        annotation: false,
+        set: |c, v| names(v, &MachineSettings::WALLS).map(|v| c.machine.accept_missing = v),
+        get: |c| list(&c.machine.accept_missing),
     },
     Setting {
         key: "guest.kernel",
@@ -121,11 +142,67 @@ pub(crate) static SETTINGS: &[Setting] = &[
         get: |c| c.guest.console_limit.to_string().into(),
     },
     Setting {
+        key: "guest.debug_shell",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.guest.debug_shell = v),
+        get: |c| c.guest.debug_shell.into(),
+    },
+    Setting {
+        key: "guest.debug_shell_program",
+        kind: Kind::Text,
+        annotation: false,
+        set: |c, v| path(v).map(|v| c.guest.debug_shell_program = v),
+        get: |c| c.guest.debug_shell_program.display().to_string().into(),
+    },
+    Setting {
         key: "files.threads",
         kind: Kind::Integer,
         annotation: false,
         set: |c, v| integer(v, 1, 16).map(|v| c.files.threads = v),
         get: |c| i64::from(c.files.threads).into(),
+    },
+    Setting {
+        key: "network.queues",
+        kind: Kind::Integer,
+        annotation: false,
+        set: |c, v| integer(v, 0, 8).map(|v| c.network.queues = v),
+        get: |c| i64::from(c.network.queues).into(),
+    },
+    Setting {
+        key: "network.vhost",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.network.vhost = v),
+        get: |c| c.network.vhost.into(),
+    },
+    Setting {
+        key: "network.receive_rate",
+        kind: Kind::Text,
+        annotation: false,
+        set: |c, v| size(v).map(|v| c.network.receive_rate = v),
+        get: |c| c.network.receive_rate.to_string().into(),
+    },
+    Setting {
+        key: "network.send_rate",
+        kind: Kind::Text,
+        annotation: false,
+        set: |c, v| size(v).map(|v| c.network.send_rate = v),
+        get: |c| c.network.send_rate.to_string().into(),
+    },
+    Setting {
+        key: "network.receive_packets",
+        kind: Kind::Integer,
+        annotation: false,
+        set: |c, v| integer(v, 0, i64::from(u32::MAX)).map(|v| c.network.receive_packets = v),
+        get: |c| i64::from(c.network.receive_packets).into(),
+    },
+    Setting {
+        key: "network.send_packets",
+        kind: Kind::Integer,
+        annotation: false,
+        set: |c, v| integer(v, 0, i64::from(u32::MAX)).map(|v| c.network.send_packets = v),
+        get: |c| i64::from(c.network.send_packets).into(),
     },
     Setting {
         key: "log.level",
@@ -139,9 +216,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         kind: Kind::TextList,
         annotation: false,
         set: |c, v| annotation_names(v).map(|v| c.annotations.allow = v),
-        get: |c| {
-            Value::Array(c.annotations.allow.iter().map(|name| name.as_str().into()).collect())
-        },
+        get: |c| list(&c.annotations.allow),
     },
 ];
 
@@ -195,6 +270,11 @@ fn memory(value: &Value) -> Result<Size, String> {
     if size < least {
         return Err(format!("at least \"{least}\": the guest does not start with less memory"));
     }
+    whole_mib(value)
+}
+
+fn whole_mib(value: &Value) -> Result<Size, String> {
+    let size = size(value)?;
     if size.bytes() % Size::from_mib(1).bytes() != 0 {
         return Err("whole MiB, such as \"256MiB\"".to_owned());
     }
@@ -218,6 +298,10 @@ fn level(value: &Value) -> Result<LogLevel, String> {
 fn annotation_names(value: &Value) -> Result<Vec<String>, String> {
     let possible: Vec<_> =
         SETTINGS.iter().filter(|setting| setting.annotation).map(Setting::short).collect();
+    names(value, &possible)
+}
+
+fn names(value: &Value, possible: &[&str]) -> Result<Vec<String>, String> {
     value
         .as_array()
         .and_then(|list| {
@@ -226,4 +310,8 @@ fn annotation_names(value: &Value) -> Result<Vec<String>, String> {
                 .collect()
         })
         .ok_or_else(|| format!("a list of any of \"{}\"", possible.join("\", \"")))
+}
+
+fn list(names: &[String]) -> Value {
+    Value::Array(names.iter().map(|name| name.as_str().into()).collect())
 }

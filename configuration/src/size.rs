@@ -58,6 +58,9 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0MiB");
+        }
         match UNITS[..3].iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
             Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{} bytes", self.0),
@@ -71,7 +74,7 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes() {
-        for text in ["64KiB", "256MiB", "2GiB", "1025MiB"] {
+        for text in ["64KiB", "256MiB", "2GiB", "1025MiB", "0MiB"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
         assert_eq!("512Mi".parse::<Size>(), Ok(Size::from_mib(512)));

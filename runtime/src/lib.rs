@@ -19,6 +19,7 @@ pub mod machine;
 pub mod operator;
 pub mod resource;
 pub mod sandbox;
+pub mod shell;
 pub mod spec;
 pub mod state;
 

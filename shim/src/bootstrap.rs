@@ -72,7 +72,8 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
 /// How the daemon wants its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
-    /// Before 2.3: the address as text, understood by all of them.
+    /// Before 2.3: the address as text, understood by all of them. (JSON would have 2.0 to 2.2 speak
+    /// the newer version of the task API, but 1.7, which cannot, is not to be told from them.)
     Plain,
     /// A message for a message.
     Bootstrap,

@@ -4,7 +4,7 @@ use containerd_shim_protos::ttrpc::{self, Code, get_status};
 use husk_configuration::ConfigurationError;
 use husk_runtime::agent_client::AgentError;
 pub use husk_runtime::chain;
-use husk_runtime::container::ContainerError;
+use husk_runtime::container::{ContainerError, ResizeError};
 use husk_runtime::io::{LocationError, StreamsError};
 use husk_runtime::resource::ResourceError;
 use husk_runtime::sandbox::SandboxError;
@@ -23,6 +23,20 @@ pub enum ServiceError {
         /// For the person at the terminal.
         text: String,
     },
+    /// There is no sandbox of that name.
+    #[error("sandbox {0} does not exist")]
+    NoSandbox(String),
+    /// There is one already.
+    #[error("sandbox {0} already exists")]
+    SandboxExists(String),
+    /// What is asked of a sandbox does not fit its state.
+    #[error("cannot {action} a sandbox that {state}")]
+    SandboxState {
+        /// What was asked.
+        action: &'static str,
+        /// What it is.
+        state: &'static str,
+    },
     /// A request that makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -36,6 +50,9 @@ impl ServiceError {
         match self {
             Self::Container(error) => container_code(error),
             Self::Sandbox { code, .. } => *code,
+            Self::NoSandbox(_) => Code::NOT_FOUND,
+            Self::SandboxExists(_) => Code::ALREADY_EXISTS,
+            Self::SandboxState { .. } => Code::FAILED_PRECONDITION,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
         }
@@ -73,6 +90,11 @@ fn container_code(error: &ContainerError) -> Code {
             ..
         }) => Code::UNIMPLEMENTED,
         ContainerError::Streams(_) | ContainerError::Hook(_) => Code::INTERNAL,
+        ContainerError::Resize(error) => match error {
+            ResizeError::Agent(error) => agent_code(error),
+            ResizeError::Machine(_) => Code::INTERNAL,
+            ResizeError::Slow { .. } => Code::RESOURCE_EXHAUSTED,
+        },
         ContainerError::Agent(error) => agent_code(error),
         ContainerError::MachineEnded(_) => Code::UNAVAILABLE,
     }
@@ -92,11 +114,16 @@ fn sandbox_code(error: &SandboxError) -> Code {
             ConfigurationError::UnknownAnnotation { .. }
             | ConfigurationError::ForbiddenAnnotation { .. },
         ) => Code::INVALID_ARGUMENT,
-        SandboxError::Bundle { .. } => Code::INVALID_ARGUMENT,
-        SandboxError::Configuration(_) | SandboxError::Kvm(_) => Code::FAILED_PRECONDITION,
-        SandboxError::Folder { .. } | SandboxError::Record(_) | SandboxError::Cgroup(_) => {
-            Code::INTERNAL
+        SandboxError::Bundle { .. }
+        | SandboxError::HostNetwork
+        | SandboxError::ForeignNetwork { .. } => Code::INVALID_ARGUMENT,
+        SandboxError::Unasked | SandboxError::Configuration(_) | SandboxError::Kvm(_) => {
+            Code::FAILED_PRECONDITION
         }
+        SandboxError::Folder { .. }
+        | SandboxError::Record(_)
+        | SandboxError::Cgroup(_)
+        | SandboxError::Network(_) => Code::INTERNAL,
         SandboxError::Machine(_) | SandboxError::Ended(_) => Code::UNAVAILABLE,
         SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
         SandboxError::Agent(error) => agent_code(error),

@@ -6,6 +6,7 @@
 //! ([`delete`]); `-info` says what the runtime is ([`info`]).
 
 mod address;
+mod boot;
 mod bootstrap;
 mod daemon;
 mod delete;

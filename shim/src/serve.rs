@@ -1,6 +1,7 @@
 //! The shim itself: boots the sandbox and serves containerd's requests until it is shut down.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use containerd_shim::Flags;
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
@@ -15,19 +17,20 @@ use husk_configuration::{Configuration, ConfigurationError};
 use husk_runtime::container::HostMounts;
 use husk_runtime::machine::NetworkNamespace;
 use husk_runtime::resource::Limits;
-use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
+use husk_runtime::sandbox::{SandboxError, SandboxRequest};
 use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use crate::address::socket_path;
+use crate::boot::{Blank, Booter};
 use crate::publisher::Publisher;
-use crate::service::{Announcer, Handle, TaskService};
-use crate::{daemon, error, log};
+use crate::service::{Announcer, Handle, SandboxHandle, SandboxService, TaskService};
+use crate::{daemon, log};
 
 /// The service's name in version 3 of the task API, and in version 2: the messages are the same.
 const TASK_SERVICES: (&str, &str) = ("containerd.task.v3.Task", "containerd.task.v2.Task");
@@ -35,12 +38,9 @@ const TASK_SERVICES: (&str, &str) = ("containerd.task.v3.Task", "containerd.task
 /// How long answers on their way out are waited for at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// What came of booting the sandbox; none while it boots.
-pub type Booted = Option<Result<Arc<Sandbox>, Arc<SandboxError>>>;
-
 /// As much of the bundle's spec as the sandbox is made from.
 #[derive(Debug, Default, Deserialize)]
-struct SandboxSpec {
+pub struct SandboxSpec {
     #[serde(default)]
     hostname: String,
     #[serde(default)]
@@ -49,6 +49,8 @@ struct SandboxSpec {
     linux: SandboxLinux,
     #[serde(default)]
     mounts: Vec<SandboxMount>,
+    /// There is one in a container's bundle. A sandbox's own may have none, or no spec at all.
+    process: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,15 +117,26 @@ async fn run(
     let ttrpc_address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let publisher = Publisher::new(&ttrpc_address, &flags.namespace, log.clone());
     let socket = socket_path(&flags.socket);
-    let (booted, sandbox) = watch::channel(None);
-    let booting = tokio::spawn(boot(
-        request(flags, configuration, mounts),
-        Arc::new(Announcer::new(publisher.clone())),
-        booted,
-        log.clone(),
-    ));
+    let blank = Blank {
+        namespace: flags.namespace.clone(),
+        id: flags.id.clone(),
+        socket: socket.clone(),
+        configuration,
+        mounts,
+    };
+    let (booter, sandbox) =
+        Booter::new(blank, Arc::new(Announcer::new(publisher.clone())), log.clone());
+    match bundle_spec(Path::new("config.json")) {
+        // Nothing to run: a client is going to ask for a sandbox.
+        Ok(SandboxSpec { process: None, .. }) => {}
+        spec => {
+            booter.begin(|blank| request(blank, spec?));
+        }
+    }
+    let booter = Arc::new(booter);
     let service = Arc::new(TaskService::new(sandbox, publisher.clone(), log.clone()));
-    let mut server = server(listener, &service)?;
+    let sandboxes = Arc::new(SandboxService::new(Arc::clone(&booter), Arc::clone(&service)));
+    let mut server = server(listener, &service, sandboxes)?;
     server.start().await.context("server")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     tokio::select! {
@@ -134,8 +147,7 @@ async fn run(
         }
     }
     // A sandbox that still boots is nobody's any more; dropping it ends its processes.
-    booting.abort();
-    let _ = booting.await;
+    booter.give_up().await;
     let _ = std::fs::remove_file(&socket);
     let _ = tokio::time::timeout(LAST_ANSWERS, publisher.flush()).await;
     let _ = tokio::time::timeout(LAST_ANSWERS, server.shutdown()).await;
@@ -143,8 +155,12 @@ async fn run(
     Ok(())
 }
 
-/// One service under both names.
-fn server(listener: UnixListener, service: &Arc<TaskService>) -> anyhow::Result<Server> {
+/// The task service under both names, and the sandbox service.
+fn server(
+    listener: UnixListener,
+    service: &Arc<TaskService>,
+    sandboxes: Arc<SandboxService>,
+) -> anyhow::Result<Server> {
     let (third, second) = TASK_SERVICES;
     let handle: Arc<dyn Task + Send + Sync> = Arc::new(Handle::new(Arc::clone(service)));
     let mut older = create_task(Arc::clone(&handle));
@@ -152,41 +168,46 @@ fn server(listener: UnixListener, service: &Arc<TaskService>) -> anyhow::Result<
     Ok(Server::new()
         .add_listener(Listener::try_from(listener).context("listening socket")?)
         .register_service(create_task(handle))
-        .register_service([(second.to_owned(), older)].into()))
+        .register_service([(second.to_owned(), older)].into())
+        .register_service(create_sandbox(Arc::new(SandboxHandle::new(sandboxes)))))
 }
 
-/// The sandbox for the bundle in the working folder.
-fn request(
-    flags: &Flags,
-    configuration: Result<Configuration, ConfigurationError>,
-    mounts: HostMounts,
-) -> Result<SandboxRequest, SandboxError> {
-    let path = Path::new("config.json");
-    let spec: SandboxSpec = std::fs::read(path)
-        .and_then(|text| Ok(serde_json::from_slice(&text)?))
-        .map_err(|source| SandboxError::Bundle { path: path.to_path_buf(), source })?;
+/// The spec at `path`; an empty one if there is none.
+pub fn bundle_spec(path: &Path) -> Result<SandboxSpec, SandboxError> {
+    let read = std::fs::read(path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(SandboxSpec::default()),
+        read => read.map_err(|source| SandboxError::Bundle { path: path.to_path_buf(), source }),
+    }
+}
+
+/// The sandbox that a bundle's spec asks for.
+pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, SandboxError> {
     let mut sysctls = spec.linux.sysctl;
-    let membership = Membership::of(&flags.id, &spec.annotations);
+    let membership = Membership::of(&blank.id, &spec.annotations);
     sysctls.retain(|name, _| is_sandbox_sysctl(name, membership));
-    let limits = match membership {
+    let limits = spec.linux.resources.as_ref().map(Limits::of_container).unwrap_or_default();
+    let pod_limits = match membership {
         Membership::Sandbox => Limits::of_pod(&spec.annotations),
-        _ => spec.linux.resources.as_ref().map(Limits::of_container).unwrap_or_default(),
+        _ => Limits::default(),
     };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
     Ok(SandboxRequest {
         root: state::ROOT.into(),
-        namespace: flags.namespace.clone(),
-        id: flags.id.clone(),
+        namespace: blank.namespace,
+        id: blank.id,
         hostname: spec.hostname,
-        configuration: configuration?,
+        configuration: blank.configuration?,
         annotations: spec.annotations,
         sysctls,
         cgroup: spec.linux.cgroups_path,
         network: network(&spec.linux.namespaces),
         limits,
-        mounts,
+        pod_limits,
+        mounts: blank.mounts,
         shared_memory: shared_memory.unwrap_or(0),
-        socket: Some(socket_path(&flags.socket)),
+        etc: None,
+        socket: Some(blank.socket),
     })
 }
 
@@ -200,28 +221,17 @@ fn network(namespaces: &[LinuxNamespace]) -> NetworkNamespace {
     }
 }
 
-async fn boot(
-    request: Result<SandboxRequest, SandboxError>,
-    announcer: Arc<Announcer>,
-    booted: watch::Sender<Booted>,
-    log: Logger,
-) {
-    let result = match request {
-        Ok(request) => Sandbox::create(request, announcer, &log).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = &result {
-        error!(log, "no sandbox: {}", error::chain(error));
-    }
-    booted.send_replace(Some(result.map_err(Arc::new)));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use containerd_shim_protos::api::{
-        CreateTaskRequest, PauseRequest, ShutdownRequest, StateRequest,
+        ConnectRequest, CreateTaskRequest, PauseRequest, ShutdownRequest, StateRequest,
     };
+    use containerd_shim_protos::sandbox_api::{
+        CreateSandboxRequest, PingRequest, SandboxStatusRequest, ShutdownSandboxRequest,
+        StartSandboxRequest, StopSandboxRequest, WaitSandboxRequest,
+    };
+    use containerd_shim_protos::sandbox_async::SandboxClient;
     use containerd_shim_protos::shim_async::{Client, TaskClient};
     use containerd_shim_protos::ttrpc::context::Context;
     use containerd_shim_protos::ttrpc::{Code, Error, Request};
@@ -234,22 +244,47 @@ mod tests {
         }
     }
 
-    /// A shim whose sandbox could not be had.
-    #[tokio::test]
-    async fn both_versions_are_served_and_the_boots_error_is_creates() {
+    /// A shim that is up, but for its sandbox.
+    struct Shim {
+        folder: tempfile::TempDir,
+        service: Arc<TaskService>,
+        booter: Arc<Booter>,
+        _server: Server,
+        client: Client,
+    }
+
+    async fn shim(configuration: Result<Configuration, ConfigurationError>) -> Shim {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         listener.set_nonblocking(true).unwrap();
         let log = Logger::root(slog::Discard, slog::o!());
         let publisher = Publisher::new("/nowhere", "ns", log.clone());
-        let source = std::io::Error::other("because");
-        let (_booted, sandbox) = watch::channel(Some(Err(Arc::new(SandboxError::Kvm(source)))));
+        let blank = Blank {
+            namespace: "ns".to_owned(),
+            id: "x".to_owned(),
+            socket: socket.clone(),
+            configuration,
+            mounts: HostMounts::default(),
+        };
+        let announcer = Arc::new(Announcer::new(publisher.clone()));
+        let (booter, sandbox) = Booter::new(blank, announcer, log.clone());
+        let booter = Arc::new(booter);
         let service = Arc::new(TaskService::new(sandbox, publisher, log));
-        let mut server = server(listener, &service).unwrap();
+        let sandboxes = Arc::new(SandboxService::new(Arc::clone(&booter), Arc::clone(&service)));
+        let mut server = server(listener, &service, sandboxes).unwrap();
         server.start().await.unwrap();
-
         let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
+        Shim { folder, service, booter, _server: server, client }
+    }
+
+    /// A shim whose sandbox could not be had.
+    #[tokio::test]
+    async fn both_versions_are_served_and_the_boots_error_is_creates() {
+        let Shim { folder, service, booter, _server, client } =
+            shim(Ok(Configuration::default())).await;
+        let source = std::io::Error::other("because");
+        assert!(booter.begin(|_| Err(SandboxError::Kvm(source))));
         let state = StateRequest { id: "x".to_owned(), ..StateRequest::default() };
         for service in [TASK_SERVICES.0, TASK_SERVICES.1] {
             let request = Request {
@@ -276,6 +311,72 @@ mod tests {
         assert!(text.contains("/dev/kvm") && text.ends_with("because"), "{text}");
         task.shutdown(Context::default(), &ShutdownRequest::default()).await.unwrap();
         service.shut_down().await;
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_is_created_once_and_ends_with_its_shim() {
+        let refused = ConfigurationError::ForbiddenAnnotation {
+            name: "io.husk.memory".to_owned(),
+            short: "memory".to_owned(),
+            origin: "husk.toml".to_owned(),
+        };
+        let Shim { service, _server, client, .. } = shim(Err(refused)).await;
+        let (tasks, sandboxes) = (TaskClient::new(client.clone()), SandboxClient::new(client));
+        let sandbox_id = "x".to_owned();
+        let wait = WaitSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+        let waited = sandboxes.wait_sandbox(Context::default(), &wait).await;
+        assert_eq!(code(waited).0, Code::NOT_FOUND);
+        let mut create = CreateSandboxRequest { sandbox_id: "y".to_owned(), ..Default::default() };
+        let created = sandboxes.create_sandbox(Context::default(), &create).await;
+        assert_eq!(code(created).0, Code::INVALID_ARGUMENT);
+        create.sandbox_id.clone_from(&sandbox_id);
+        sandboxes.create_sandbox(Context::default(), &create).await.unwrap();
+        let created = sandboxes.create_sandbox(Context::default(), &create).await;
+        let exists = (Code::ALREADY_EXISTS, "sandbox x already exists".to_owned());
+        assert_eq!(code(created), exists);
+        let ping = PingRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+        let pinged = sandboxes.ping_sandbox(Context::default(), &ping).await;
+        assert_eq!(code(pinged).0, Code::FAILED_PRECONDITION);
+        let start = StartSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+        let (start_code, text) = code(sandboxes.start_sandbox(Context::default(), &start).await);
+        assert_eq!(start_code, Code::INVALID_ARGUMENT);
+        assert!(text.contains("io.husk.memory"), "{text}");
+        // containerd finds the shim again by its name, though there is no such task.
+        let connect = ConnectRequest { id: sandbox_id.clone(), ..Default::default() };
+        let connected = tasks.connect(Context::default(), &connect).await.unwrap();
+        assert_eq!(connected.shim_pid, std::process::id());
+        // The end of a task's is not the sandbox's.
+        tasks.shutdown(Context::default(), &ShutdownRequest::default()).await.unwrap();
+        let status = SandboxStatusRequest {
+            sandbox_id: sandbox_id.clone(),
+            verbose: true,
+            ..Default::default()
+        };
+        let seen = sandboxes.sandbox_status(Context::default(), &status).await.unwrap();
+        assert_eq!((seen.state.as_str(), seen.pid), ("SANDBOX_NOTREADY", 0));
+        assert!(seen.info["info"].contains("shimPid") && seen.created_at.is_some());
+        for _ in 0..2 {
+            let stop = StopSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+            sandboxes.stop_sandbox(Context::default(), &stop).await.unwrap();
+        }
+        let ended = sandboxes.wait_sandbox(Context::default(), &wait).await.unwrap();
+        assert!(ended.exit_status == 0 && ended.exited_at.is_some());
+        let shutdown = ShutdownSandboxRequest { sandbox_id, ..Default::default() };
+        sandboxes.shutdown_sandbox(Context::default(), &shutdown).await.unwrap();
+        service.shut_down().await;
+    }
+
+    #[test]
+    fn a_bundle_without_a_process_waits_for_a_sandbox() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        assert!(bundle_spec(&path).unwrap().process.is_none());
+        std::fs::write(&path, r#"{"ociVersion":"1.1.0"}"#).unwrap();
+        assert!(bundle_spec(&path).unwrap().process.is_none());
+        std::fs::write(&path, r#"{"process":{"args":[]}}"#).unwrap();
+        assert!(bundle_spec(&path).unwrap().process.is_some());
+        std::fs::write(&path, "{").unwrap();
+        assert!(matches!(bundle_spec(&path), Err(SandboxError::Bundle { .. })));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use husk_tests::containerd::{Run, Runtime, finish, task_is};
+use husk_tests::wait::until_true;
 
 use crate::Case;
 
@@ -15,6 +16,9 @@ pub const CASES: &[Case] = &[
     ("exit::terminated", terminated),
     ("exit::kill_after_the_end_is_not_found", kill_after_the_end),
     ("exit::duplicate_id", duplicate_id),
+    ("exit::segmentation_fault", segmentation_fault),
+    ("exit::signal_to_its_group", signal_to_its_group),
+    ("exit::signal_to_all", signal_to_all),
 ];
 
 fn zero(runtime: Runtime) -> Result<()> {
@@ -69,11 +73,8 @@ fn terminated(runtime: Runtime) -> Result<()> {
 fn kill_after_the_end(runtime: Runtime) -> Result<()> {
     let run = Run::new(runtime, &["true"]).keep().flag("--detach");
     run.finish()?.text(0)?;
-    let since = std::time::Instant::now();
-    while !task_is(&run.id, "STOPPED") {
-        ensure!(since.elapsed().as_secs() < 30, "not stopped after 30 s");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    let limit = std::time::Duration::from_secs(30);
+    until_true("it is stopped", limit, || Ok(task_is(&run.id, "STOPPED")))?;
     let error = run.kill("SIGTERM").err().map(|e| e.to_string()).unwrap_or_default();
     husk_tests::containerd::ctr(&["task", "delete", &run.id])?;
     run.remove()?;
@@ -88,5 +89,29 @@ fn duplicate_id(runtime: Runtime) -> Result<()> {
     run.kill("SIGKILL")?;
     finish(child)?.text(137)?;
     ensure!(second.code == 1 && second.stderr.contains("already exists"), "{second:?}");
+    Ok(())
+}
+
+/// Signals that it sends itself do not end the first process of a namespace; a fault does.
+fn segmentation_fault(runtime: Runtime) -> Result<()> {
+    Run::probe(runtime, &["crash"])?.finish()?.text(139).map(drop)
+}
+
+fn signal_to_its_group(runtime: Runtime) -> Result<()> {
+    let line = "trap 'echo caught; exit 3' TERM; sleep 1000 & kill -TERM 0; wait";
+    ensure!(Run::shell(runtime, line).finish()?.text(3)? == "caught");
+    Ok(())
+}
+
+fn signal_to_all(runtime: Runtime) -> Result<()> {
+    let line = "trap 'echo caught' USR1; sleep 1000 & echo ready; wait; wait $!; exit $?";
+    let run = Run::shell(runtime, line);
+    let mut child = run.spawn_running()?;
+    if let Some(out) = &mut child.stdout {
+        std::io::Read::read_exact(out, &mut [0; 6])?;
+    }
+    husk_tests::containerd::ctr(&["task", "kill", "--all", "--signal", "SIGUSR1", &run.id])?;
+    // The child had no trap.
+    ensure!(finish(child)?.text(138)? == "caught");
     Ok(())
 }

@@ -5,21 +5,35 @@
 //! by side, then, one after the other, those that look at the whole machine.
 
 mod alone;
+mod attack;
+mod daemon;
+mod endurance;
 mod exit;
 mod faults;
 mod files;
 mod hooks;
 mod mounts;
+mod network;
 mod pods;
 mod process;
+mod programs;
+mod shell;
 mod stdio;
 mod task;
 mod terminal;
+mod traffic;
 mod userland;
+mod versions;
+mod within;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use husk_tests::containerd::Runtime;
 use libtest_mimic::{Arguments, Trial};
+
+/// What is said of a row that takes longer, for whoever wants a quicker suite.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// One row: a name and what must hold on the given runtime.
 type Case = (&'static str, fn(Runtime) -> anyhow::Result<()>);
@@ -30,7 +44,13 @@ fn trials(cases: &[Case], runtimes: &[Runtime]) -> Vec<Trial> {
         for runtime in runtimes {
             let (name, check, runtime) = (*name, *check, *runtime);
             trials.push(Trial::test(format!("{}::{name}", runtime.name()), move || {
-                check(runtime).map_err(|error| {
+                let since = Instant::now();
+                let result = check(runtime);
+                if since.elapsed() > SLOW {
+                    let seconds = since.elapsed().as_secs();
+                    eprintln!("slow: {}::{name} took {seconds} s", runtime.name());
+                }
+                result.map_err(|error| {
                     // The runner prints it again at its end, if it comes to that.
                     eprintln!("failed: {}::{name}: {error:#}", runtime.name());
                     format!("{error:#}").into()
@@ -54,6 +74,9 @@ fn share(cases: &[&[Case]]) -> anyhow::Result<Vec<Case>> {
 fn main() -> anyhow::Result<()> {
     let both = [Runtime::Runc, Runtime::Husk];
     let mut arguments = Arguments::from_args();
+    if let Some(folder) = versions::folder() {
+        return versions::run(&folder, arguments);
+    }
     let side_by_side = share(&[
         exit::CASES,
         stdio::CASES,
@@ -65,11 +88,31 @@ fn main() -> anyhow::Result<()> {
         terminal::CASES,
         pods::CASES,
         hooks::CASES,
+        network::CASES,
+        traffic::CASES,
+        if std::env::var_os("HUSK_PROGRAMS").is_some_and(|set| !set.is_empty()) {
+            programs::CASES
+        } else {
+            &[]
+        },
+        within::CASES,
     ])?;
-    let first = libtest_mimic::run(&arguments, trials(&side_by_side, &both));
+    let mut first = trials(&side_by_side, &both);
+    first.extend(trials(&share(&[endurance::HUSK_CASES])?, &[Runtime::Husk]));
+    let first = libtest_mimic::run(&arguments, first);
+    within::end();
     arguments.test_threads = Some(1);
-    let mut last = trials(&share(&[alone::CASES])?, &both);
-    last.extend(trials(&share(&[faults::HUSK_CASES, alone::HUSK_CASES])?, &[Runtime::Husk]));
+    let mut last = trials(&share(&[alone::CASES, daemon::CASES])?, &both);
+    let husk = share(&[
+        faults::HUSK_CASES,
+        network::HUSK_CASES,
+        daemon::HUSK_CASES,
+        alone::HUSK_CASES,
+        shell::HUSK_CASES,
+        endurance::HUSK_CASES_ALONE,
+        attack::HUSK_CASES_ALONE,
+    ])?;
+    last.extend(trials(&husk, &[Runtime::Husk]));
     let second = libtest_mimic::run(&arguments, last);
     if first.has_failed() || second.has_failed() {
         std::process::exit(101);

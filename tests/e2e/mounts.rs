@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use husk_tests::containerd::{Run, Runtime};
+use husk_tests::wait::until_true;
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -21,6 +22,13 @@ pub const CASES: &[Case] = &[
     ("mounts::source_missing", source_missing),
     ("mounts::standard", standard),
     ("mounts::over_a_symbolic_link", over_a_symbolic_link),
+    ("mounts::link_that_leads_out", link_that_leads_out),
+    ("mounts::odd_names", odd_names),
+    ("mounts::recursive_or_not", recursive_or_not),
+    ("mounts::flags", flags),
+    ("mounts::null_over_a_file", null_over_a_file),
+    ("mounts::one_source_twice", one_source_twice),
+    ("mounts::on_a_tmpfs", on_a_tmpfs),
 ];
 
 fn bind(source: &std::path::Path, target: &str, options: &str) -> String {
@@ -112,11 +120,8 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
     let run =
         Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:rw"));
     let child = run.spawn_running()?;
-    let since = std::time::Instant::now();
-    while !here.path().join("ready").exists() {
-        ensure!(since.elapsed().as_secs() < 30, "never ready");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    let limit = std::time::Duration::from_secs(30);
+    until_true("it is ready", limit, || Ok(here.path().join("ready").exists()))?;
     // As a kubelet replaces a ConfigMap: a new file under the old name, which Husk's guest believes
     // for a second.
     fs::write(here.path().join("next"), "new and longer\n")?;
@@ -198,5 +203,149 @@ fn over_a_symbolic_link(runtime: Runtime) -> Result<()> {
     })?;
     let text = run.finish()?.text(0)?;
     ensure!(text.starts_with("bound\n"), "{text}");
+    Ok(())
+}
+
+/// As many steps up as one likes: the container's root is above it.
+fn link_that_leads_out(runtime: Runtime) -> Result<()> {
+    let (here, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    fs::write(here.path().join("file"), "bound\n")?;
+    let link = format!("../../../../../..{}", outside.path().display());
+    let line = format!("cat {}/deep/file", outside.path().display());
+    let run = Run::spec(runtime, &line, |spec| {
+        let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
+        let _ = std::os::unix::fs::symlink(&link, format!("{root}/out"));
+        // A link to nowhere is runc's alone to follow: docs/differences.md.
+        let _ = fs::create_dir_all(format!("{root}{}", outside.path().display()));
+        let mount = json!({ "destination": "/out/deep", "type": "bind", "source": here.path(),
+                            "options": ["bind"] });
+        add_mount(spec, mount);
+        spec["root"]["readonly"] = false.into();
+    })?;
+    let text = run.finish()?.text(0)?;
+    ensure!(text == "bound", "{text}");
+    ensure!(fs::read_dir(outside.path())?.count() == 0, "it has reached the host");
+    Ok(())
+}
+
+fn odd_names(runtime: Runtime) -> Result<()> {
+    let above = tempfile::tempdir()?;
+    let names = ["two  words", "line\nbreak", "snow☃man", "comma,=:\"quote'\\"];
+    for name in names {
+        fs::create_dir(above.path().join(name))?;
+        fs::write(above.path().join(name).join("file"), format!("{name}.\n"))?;
+    }
+    let run = Run::spec(runtime, "cat /*/file", |spec| {
+        for name in names {
+            let mount = json!({ "destination": format!("/{name}"), "type": "bind",
+                                "source": above.path().join(name), "options": ["rbind", "ro"] });
+            add_mount(spec, mount);
+        }
+    })?;
+    let text = run.finish()?.text(0)?;
+    let mut sorted = names;
+    sorted.sort_unstable();
+    ensure!(text == sorted.map(|name| format!("{name}.")).join("\n"), "{text}");
+    Ok(())
+}
+
+/// A mount of the host's that ends with this value.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn recursive_or_not(runtime: Runtime) -> Result<()> {
+    let here = tempfile::tempdir()?;
+    let inner = here.path().join("inner");
+    fs::create_dir(&inner)?;
+    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+    nix::mount::mount(Some("inner"), &inner, Some("tmpfs"), flags, none)?;
+    let inner = Mounted(inner);
+    fs::write(inner.0.join("file"), "inner\n")?;
+    let line = "cat /all/inner/file; ls -A /one/inner | wc -l; touch /all/inner/x 2>&1";
+    let run = Run::shell(runtime, line)
+        .flag("--mount")
+        .flag(bind(here.path(), "/all", "rbind:rw"))
+        .flag("--mount")
+        .flag(bind(here.path(), "/one", "bind:rw"));
+    let text = run.finish()?.text(0)?;
+    ensure!(text == "inner\n0", "{text}");
+    ensure!(inner.0.join("x").exists(), "what is written below is not on the host");
+    Ok(())
+}
+
+fn flags(runtime: Runtime) -> Result<()> {
+    let here = tempfile::tempdir()?;
+    fs::write(here.path().join("run"), "#!/bin/sh\necho ran\n")?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(here.path().join("run"), mode)?;
+    let line = "/data/run 2>&1; mknod /data/null c 1 3 && cat /data/null 2>&1; \
+                grep ' /data ' /proc/mounts | cut -d' ' -f4 | tr , '\\n' | grep -E '^(rw|no(suid|dev|exec))$' | sort";
+    let options = "rbind:rw:nosuid:nodev:noexec";
+    let run = Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", options));
+    let text = run.finish()?.text(0)?;
+    let wanted = "sh: /data/run: Permission denied\ncat: can't open '/data/null': Permission denied\n\
+                  nodev\nnoexec\nnosuid\nrw";
+    ensure!(text == wanted, "{text}");
+    Ok(())
+}
+
+/// As secrets are hidden.
+fn null_over_a_file(runtime: Runtime) -> Result<()> {
+    let null = std::path::Path::new("/dev/null");
+    let line = "stat -c '%F %t %T' /etc/passwd; wc -c < /etc/passwd; echo x > /etc/passwd && echo swallowed";
+    let run = Run::shell(runtime, line).flag("--mount").flag(bind(null, "/etc/passwd", "bind"));
+    let text = run.finish()?.text(0)?;
+    ensure!(text == "character special file 1 3\n0\nswallowed", "{text}");
+    Ok(())
+}
+
+fn one_source_twice(runtime: Runtime) -> Result<()> {
+    let here = tempfile::tempdir()?;
+    let line = "echo text > /rw/file; cat /ro/file; touch /ro/file 2>&1; \
+                ln /rw/file /rw/other && stat -c %h /ro/other; mv /rw/file /ro/moved 2>/dev/null || echo refused";
+    let run = Run::shell(runtime, line)
+        .flag("--mount")
+        .flag(bind(here.path(), "/rw", "rbind:rw"))
+        .flag("--mount")
+        .flag(bind(here.path(), "/ro", "rbind:ro"));
+    let text = run.finish()?.text(0)?;
+    ensure!(text == "text\ntouch: /ro/file: Read-only file system\n2\nrefused", "{text}");
+    ensure!(fs::read_to_string(here.path().join("other"))? == "text\n");
+    Ok(())
+}
+
+/// Mounts are made in their order, each on what the ones before have made.
+fn on_a_tmpfs(runtime: Runtime) -> Result<()> {
+    let here = tempfile::tempdir()?;
+    fs::write(here.path().join("file"), "bound\n")?;
+    let line = "cat /scratch/in/file /scratch/one; ls /scratch; touch /scratch/x && echo written; \
+                grep -c ' /scratch' /proc/mounts; touch /scratch/in/last/x 2>&1";
+    let run = Run::spec(runtime, line, |spec| {
+        add_mount(spec, json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs" }));
+        add_mount(
+            spec,
+            json!({ "destination": "/scratch/in", "type": "bind",
+                                "source": here.path(), "options": ["rbind"] }),
+        );
+        add_mount(
+            spec,
+            json!({ "destination": "/scratch/one", "type": "bind",
+                                "source": here.path().join("file"), "options": ["bind"] }),
+        );
+        add_mount(
+            spec,
+            json!({ "destination": "/scratch/in/last", "type": "tmpfs",
+                                "source": "tmpfs", "options": ["ro"] }),
+        );
+    })?;
+    let text = run.finish()?.text(1)?;
+    let wanted = "bound\nbound\nin\none\nwritten\n4\n\
+                  touch: /scratch/in/last/x: Read-only file system";
+    ensure!(text == wanted, "{text}");
     Ok(())
 }

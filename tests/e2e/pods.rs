@@ -7,13 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{PROBE, Runtime, probe_path};
 use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
-use k8s_cri::v1::LinuxContainerResources;
+use husk_tests::streaming::{STDERR, STDIN, STDOUT};
+use k8s_cri::v1::{ContainerStats, LinuxContainerResources};
 
 use crate::Case;
 
 pub const CASES: &[Case] = &[
     ("pods::two_containers_and_an_init", two_and_an_init),
     ("pods::exec_sync", exec_sync),
+    ("pods::streams", streams),
+    ("pods::port_forward", port_forward),
     ("pods::logs", logs),
     ("pods::ends_are_told", ends),
     ("pods::out_of_memory", out_of_memory),
@@ -23,6 +26,19 @@ pub const CASES: &[Case] = &[
     ("pods::settings_of_the_sandbox", settings),
     ("pods::stop_ends_everything", stop),
 ];
+
+/// The rows for a sandbox without a pause container: what is not the containers' own.
+pub const OF_A_SANDBOX: &[Case] = &[
+    ("pods::two_containers_and_an_init", two_and_an_init),
+    ("pods::limits_and_their_update", limits),
+    ("pods::containers_come_and_go", come_and_go),
+    ("pods::shared_process_ids", shared_process_ids),
+    ("pods::settings_of_the_sandbox", settings),
+    ("pods::stop_ends_everything", stop),
+];
+
+/// The row that says whether a version of containerd gets along with pods at all.
+pub const OF_EACH_VERSION: &[Case] = &[("pods::two_containers_and_an_init", two_and_an_init)];
 
 fn sleeping<'a>(name: &'a str) -> Inside<'a> {
     Inside { name, line: "sleep 1000", ..Inside::default() }
@@ -74,6 +90,59 @@ fn exec_sync(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// Exec and attach through the stream server.
+fn streams(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let line = "while read line; do echo got $line; echo err $line >&2; done";
+    let id = pod.container(&Inside { name: "one", line, stdin: true, ..Inside::default() })?;
+
+    let mut exec =
+        pod.exec_stream(&id, "echo out; echo err >&2; read x; echo $x; exit 3", false)?;
+    exec.until(STDOUT, "out\n")?;
+    exec.until(STDERR, "err\n")?;
+    exec.send(STDIN, b"hello\n")?;
+    ensure!(exec.exit_code()? == 3, "{exec:?}");
+    ensure!((&*exec.came(STDOUT), &*exec.came(STDERR)) == ("out\nhello\n", "err\n"), "{exec:?}");
+    ensure!(pod.exec_stream(&id, "true", false)?.exit_code()? == 0);
+
+    let line = "tty; until [ \"$(stty size)\" = '33 101' ]; do sleep 0.1; done; echo sized; cat";
+    let mut exec = pod.exec_stream(&id, line, true)?;
+    exec.until(STDOUT, "/dev/pts/")?;
+    exec.resize(101, 33)?;
+    exec.until(STDOUT, "sized\r\n")?;
+    // Control-C ends it as at any terminal.
+    exec.send(STDIN, b"\x03")?;
+    ensure!(exec.exit_code()? == 130, "{exec:?}");
+
+    for word in ["first", "second"] {
+        let mut attached = pod.attach(&id)?;
+        attached.send(STDIN, format!("{word}\n").as_bytes())?;
+        attached.until(STDOUT, &format!("got {word}\n"))?;
+        attached.until(STDERR, &format!("err {word}\n"))?;
+        // Who leaves takes nothing along.
+        drop(attached);
+        pod.logs("one", &format!("stdout got {word}"))?;
+    }
+    ensure!(pod.status(&id)?.state == RUNNING);
+    Ok(())
+}
+
+/// containerd dials the port in the pod's network namespace on the host.
+fn port_forward(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let line = "echo served > /tmp/file; exec httpd -f -p 127.0.0.1:8080 -h /tmp";
+    let id = pod.container(&Inside { name: "one", line, ..Inside::default() })?;
+    pod.shell(&id, "until wget -q -O /dev/null http://127.0.0.1:8080/file; do sleep 0.1; done")?;
+    for _ in 0..3 {
+        let mut port = pod.port_forward(8080)?;
+        port.send(STDIN, b"GET /file HTTP/1.0\r\n\r\n")?;
+        port.until(STDIN, "served\n")?;
+    }
+    // Nobody listens: the second channel is for errors. Husk has taken the connection by then.
+    let error = if runtime == Runtime::Runc { "connection refused" } else { "connection reset" };
+    pod.port_forward(9090)?.until(STDOUT, error)
+}
+
 fn logs(runtime: Runtime) -> Result<()> {
     let pod = Pod::run(runtime, &Wanted::default())?;
     let line = "echo first; echo error >&2; until [ -e /tmp/go ]; do sleep 0.1; done; echo second; sleep 1000";
@@ -95,7 +164,12 @@ fn ends(runtime: Runtime) -> Result<()> {
         let id = pod.container(&Inside { name: "ends", line, ..Inside::default() })?;
         let status = pod.ended(&id)?;
         ensure!((status.exit_code, &*status.reason) == (code, reason), "{status:?}");
-        ensure!(status.finished_at >= status.started_at && status.started_at > 0, "{status:?}");
+        // As the start counts the daemon's time when the call returned, which may be after the end.
+        let first = status.created_at;
+        ensure!(
+            first > 0 && status.started_at >= first && status.finished_at >= first,
+            "{status:?}"
+        );
     }
     let id = pod.container(&sleeping("stopped"))?;
     pod.stop(&id, 1)?;
@@ -128,7 +202,7 @@ fn out_of_memory(runtime: Runtime) -> Result<()> {
 }
 
 fn limits(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = Pod::run(runtime, &Wanted { cgroup: "/husk-pods", ..Wanted::default() })?;
     let limits = LinuxContainerResources {
         cpu_period: 100_000,
         cpu_quota: 50_000,
@@ -155,6 +229,13 @@ fn limits(runtime: Runtime) -> Result<()> {
     ensure!(seen == "25000 100000\n100663296", "{seen}");
     ensure!(weight()? > before, "{before}, then {}", weight()?);
     let stats = pod.stats(&id)?;
+    let listed = pod.list_stats()?;
+    let name = |stats: &ContainerStats| stats.attributes.as_ref().map(|one| one.id.clone());
+    ensure!(listed.len() == 1 && name(&listed[0]) == Some(id.clone()), "{listed:?}");
+    let of_pod = pod.sandbox_stats()?.linux.context("no stats of the pod")?;
+    let used = of_pod.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |v| v.value);
+    ensure!(used > 0, "the pod uses no memory");
+    ensure!(of_pod.containers.iter().any(|one| name(one) == Some(id.clone())), "{of_pod:?}");
     let used = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |v| v.value);
     ensure!((1..96 << 20).contains(&used), "{used}");
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |v| v.value);
@@ -202,11 +283,17 @@ fn settings(runtime: Runtime) -> Result<()> {
     let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "99")];
     let sysctls: HashMap<String, String> =
         sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let pod = Pod::run(runtime, &Wanted { sysctls, ..Wanted::default() })?;
+    let servers = vec!["10.1.2.3".to_owned(), "10.1.2.4".to_owned()];
+    let pod = Pod::run(runtime, &Wanted { sysctls, servers, ..Wanted::default() })?;
     let id = pod.container(&sleeping("one"))?;
     let look = "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start; \
                 hostname; cat /etc/hostname; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2";
     let seen = pod.shell(&id, look)?;
+    let names = pod.shell(
+        &id,
+        "grep nameserver /etc/resolv.conf; grep -o -w localhost /etc/hosts | head -1",
+    )?;
+    ensure!(names == "nameserver 10.1.2.3\nnameserver 10.1.2.4\nlocalhost", "{names}");
     let lines: Vec<_> = seen.lines().collect();
     ensure!(lines[..2] == ["1", "99"] && lines[2] == lines[3] && lines[4] == "65536", "{seen}");
     Ok(())

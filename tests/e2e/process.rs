@@ -1,7 +1,8 @@
 //! What a process is given: arguments, environment, identity, rights, limits.
 
 use anyhow::{Result, ensure};
-use husk_tests::containerd::{Run, Runtime};
+use husk_tests::containerd::{Run, Runtime, probe_path};
+use husk_tests::task::Task;
 use serde_json::json;
 
 use crate::Case;
@@ -28,6 +29,12 @@ pub const CASES: &[Case] = &[
     ("process::sysctl", sysctl),
     ("process::oom_score", oom_score),
     ("process::capability_sets", capability_sets),
+    ("process::without_environment", without_environment),
+    ("process::search_path", search_path),
+    ("process::working_folder_is_a_file", working_folder_is_a_file),
+    ("process::limits_are_execs_too", limits_are_execs_too),
+    ("process::device_rules", device_rules),
+    ("process::set_user_id", set_user_id),
 ];
 
 fn expect(run: &Run, wanted: &str) -> Result<()> {
@@ -152,7 +159,8 @@ fn hostname(runtime: Runtime) -> Result<()> {
 }
 
 fn is_the_first(runtime: Runtime) -> Result<()> {
-    expect(&Run::shell(runtime, "echo $$; ls /proc | grep -c '^[0-9]'"), "1\n3")
+    // The shell looks by itself: how many of a pipeline's processes are there is chance.
+    expect(&Run::shell(runtime, "echo $$; set -- /proc/[0-9]*; echo $#"), "1\n1")
 }
 
 fn masked_paths(runtime: Runtime) -> Result<()> {
@@ -225,4 +233,109 @@ fn capability_sets(runtime: Runtime) -> Result<()> {
     let wanted = "CapInh:\t0000000000000021\nCapPrm:\t0000000000000020\nCapEff:\t0000000000000020\n\
                   CapBnd:\t0000000000002021\nCapAmb:\t0000000000000020";
     expect(&run, wanted)
+}
+
+fn put(spec: &serde_json::Value, path: &str, text: &str) {
+    let root = spec["root"]["path"].as_str().unwrap_or_default();
+    let _ = std::fs::write(format!("{root}/{path}"), text);
+}
+
+/// The only variable of a process that is given none is its home, which the image's users have.
+fn without_environment(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "", |spec| {
+        put(spec, "etc/passwd", "root:x:0:0::/root:/bin/sh\nu:x:1000:1000::/home/of-u:/bin/sh\n");
+        spec["process"]["args"] = json!(["/bin/busybox", "env"]);
+        spec["process"]["env"] = json!([]);
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    })?;
+    expect(&run, "HOME=/home/of-u")
+}
+
+/// Folders that are not there, and files that cannot be executed, are passed over.
+fn search_path(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "echo found by $PATH", |spec| {
+        put(spec, "etc/sh", "not a program");
+        spec["process"]["env"] = json!(["PATH=/no/such:/etc:/etc/sh:/bin"]);
+    })?;
+    expect(&run, "found by /no/such:/etc:/etc/sh:/bin")?;
+    let run = Run::spec(runtime, "true", |spec| {
+        spec["process"]["env"] = json!(["PATH=/no/such:/etc"]);
+    })?;
+    let finished = run.finish()?;
+    let wanted = r#"exec: "sh": executable file not found in $PATH"#;
+    ensure!(finished.code == 1 && finished.stderr.contains(wanted), "{finished:?}");
+    Ok(())
+}
+
+fn working_folder_is_a_file(runtime: Runtime) -> Result<()> {
+    let finished = Run::new(runtime, &["pwd"]).flag("--cwd").flag("/etc/passwd").finish()?;
+    let said = finished.stderr.contains("/etc/passwd: not a directory");
+    ensure!(finished.code == 1 && said, "{finished:?}");
+    Ok(())
+}
+
+fn limits_are_execs_too(runtime: Runtime) -> Result<()> {
+    let kinds = [
+        // runc of Debian 12 raises the soft limit for processes that are added.
+        ("NOFILE", 200, 200, "Max open files"),
+        ("NPROC", 300, 400, "Max processes"),
+        ("FSIZE", 1 << 20, 1 << 21, "Max file size"),
+        ("STACK", 1 << 20, 1 << 22, "Max stack size"),
+        ("MEMLOCK", 0, 4096, "Max locked memory"),
+        ("NICE", 5, 6, "Max nice priority"),
+    ];
+    let run = Run::spec(runtime, "sleep 1000", |spec| {
+        let limit = |(kind, soft, hard, _): &(&str, u64, u64, &str)| json!({ "type": format!("RLIMIT_{kind}"), "soft": soft, "hard": hard });
+        spec["process"]["rlimits"] = kinds.iter().map(limit).collect();
+    })?;
+    let task = Task::start(run)?;
+    for who in ["1", "self"] {
+        let text = task.shell(&format!("cat /proc/{who}/limits"))?;
+        for (_, soft, hard, name) in kinds {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let mut words = line.unwrap_or_default().split_whitespace();
+            let seen = (words.next(), words.next());
+            let (soft, hard) = (soft.to_string(), hard.to_string());
+            ensure!(seen == (Some(&*soft), Some(&*hard)), "{name} of {who}: {text}");
+        }
+    }
+    Ok(())
+}
+
+/// Nodes can be made of every device, and only those that the rules allow can be used.
+fn device_rules(runtime: Runtime) -> Result<()> {
+    let line = "stat -c '%t %T %a %u %g' /dev/given; cd /tmp; mknod null c 1 3; mknod mem c 1 1; \
+                mknod zero c 1 5; echo x > null && echo swallowed; head -c 4 mem 2>&1; \
+                head -c 4 zero | wc -c; echo x 2>&1 > zero";
+    let run = Run::spec(runtime, line, |spec| {
+        let device = json!({ "path": "/dev/given", "type": "c", "major": 1, "minor": 3,
+                             "fileMode": 0o640, "uid": 5, "gid": 6 });
+        spec["root"]["readonly"] = false.into();
+        spec["linux"]["devices"] = json!([device]);
+        let capabilities = json!(["CAP_MKNOD"]);
+        for set in ["bounding", "permitted", "effective"] {
+            spec["process"]["capabilities"][set] = capabilities.clone();
+        }
+    })?;
+    let finished = run.finish()?;
+    let wanted = "1 3 640 5 6\nswallowed\nhead: mem: Operation not permitted\n4";
+    ensure!(finished.text(0)? == wanted, "{finished:?}");
+    Ok(())
+}
+
+/// A program of root's with the bit is root's, unless new privileges are renounced.
+fn set_user_id(runtime: Runtime) -> Result<()> {
+    for (quiet, wanted) in [(true, "1000 1000"), (false, "1000 0")] {
+        let run = Run::spec(runtime, "exec /bin/probe identity", |spec| {
+            let root = spec["root"]["path"].as_str().unwrap_or_default();
+            let program = format!("{root}/bin/probe");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+            let _ = probe_path().map(|probe| std::fs::copy(probe, &program));
+            let _ = std::fs::set_permissions(&program, mode);
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+            spec["process"]["noNewPrivileges"] = quiet.into();
+        })?;
+        expect(&run, wanted)?;
+    }
+    Ok(())
 }

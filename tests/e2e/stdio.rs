@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime};
 
 use crate::Case;
+use crate::endurance::number;
 
 pub const CASES: &[Case] = &[
     ("stdio::apart", apart),
@@ -17,6 +18,9 @@ pub const CASES: &[Case] = &[
     ("stdio::input_not_read", input_not_read),
     ("stdio::reopen_by_path", reopen_by_path),
     ("stdio::kinds", kinds),
+    ("stdio::into_nothing", into_nothing),
+    ("stdio::into_a_file", into_a_file),
+    ("stdio::closed_by_the_process", closed_by_the_process),
 ];
 
 fn apart(runtime: Runtime) -> Result<()> {
@@ -75,7 +79,8 @@ fn pattern(runtime: Runtime, mebibytes: u64, before: Duration, pause: Duration) 
 }
 
 fn slow_reader(runtime: Runtime) -> Result<()> {
-    pattern(runtime, 256, Duration::from_secs(3), Duration::from_millis(50))
+    let mebibytes = number("HUSK_OUTPUT", 64)?;
+    pattern(runtime, mebibytes, Duration::from_secs(3), Duration::from_millis(50))
 }
 
 fn ends_at_once(runtime: Runtime) -> Result<()> {
@@ -114,5 +119,31 @@ fn kinds(runtime: Runtime) -> Result<()> {
         text.lines().all(|kind| kind == "pipe" || kind.starts_with("/run/containerd/fifo")),
         "{text}"
     );
+    Ok(())
+}
+
+fn into_nothing(runtime: Runtime) -> Result<()> {
+    // 3 if the input is more than nothing.
+    let line = "head -c 1000000 /dev/zero; echo error >&2; [ $(wc -c) = 0 ] || exit 3; exit 4";
+    let text = Run::shell(runtime, line).flag("--null-io").finish()?.text(4)?;
+    ensure!(text.is_empty(), "{text}");
+    Ok(())
+}
+
+fn into_a_file(runtime: Runtime) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("log");
+    let line = "for n in 1 2 3; do echo out $n; done; sleep 1; echo error >&2; exit 5";
+    let uri = format!("file://{}", path.display());
+    Run::shell(runtime, line).flag("--log-uri").flag(uri).finish()?.text(5)?;
+    let text = std::fs::read_to_string(path)?;
+    ensure!(text == "out 1\nout 2\nout 3\nerror\n", "{text:?}");
+    Ok(())
+}
+
+fn closed_by_the_process(runtime: Runtime) -> Result<()> {
+    let line = "echo before; exec <&- >&- 2>&-; sleep 2; exit 6";
+    let text = Run::shell(runtime, line).finish()?.text(6)?;
+    ensure!(text == "before", "{text}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::events::Events;
 use husk_tests::task::Task;
+use husk_tests::wait::until_true;
 use serde_json::json;
 
 use crate::Case;
@@ -27,6 +28,9 @@ pub const CASES: &[Case] = &[
     ("task::attach_twice", attach_twice),
     ("task::delete_while_running", delete_while_running),
 ];
+
+/// For what comes soon.
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn sleeping(runtime: Runtime) -> Result<Task> {
     Task::start(Run::new(runtime, &["sleep", "1000"]))
@@ -77,8 +81,10 @@ fn exec_errors(runtime: Runtime) -> Result<()> {
 }
 
 fn exec_outlived(runtime: Runtime) -> Result<()> {
-    let task = Task::start(Run::shell(runtime, "read gone < /tmp/fifo || sleep 4"))?;
-    let exec = spawn(&["task", "exec", "--exec-id", "long", &task.id, "sleep", "1000"])?;
+    let init = "until [ -e /tmp/there ]; do sleep 0.1; done; sleep 1";
+    let task = Task::start(Run::shell(runtime, init))?;
+    let long = "touch /tmp/there; exec sleep 1000";
+    let exec = spawn(&["task", "exec", "--exec-id", "long", &task.id, "sh", "-c", long])?;
     // The container's end is the end of all its processes.
     husk_tests::containerd::finish(exec)?.text(137)?;
     task.becomes("STOPPED")
@@ -87,18 +93,13 @@ fn exec_outlived(runtime: Runtime) -> Result<()> {
 fn list(runtime: Runtime) -> Result<()> {
     let task = Task::start(Run::shell(runtime, "sleep 1000 & sleep 1000"))?;
     let exec = spawn(&["task", "exec", "--exec-id", "listed", &task.id, "sleep", "1000"])?;
-    let since = Instant::now();
-    loop {
+    until_true("all three are listed", LIMIT, || {
         let text = task.call("ps")?;
         // The first, its child, and the one added, which is named.
         let pids =
             text.lines().skip(1).filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
-        if pids.count() == 3 && text.contains("listed") {
-            break;
-        }
-        ensure!(since.elapsed() < Duration::from_secs(30), "{text}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+        Ok(pids.count() == 3 && text.contains("listed"))
+    })?;
     ctr(&["task", "kill", "--signal", "SIGKILL", &task.id])?;
     husk_tests::containerd::finish(exec)?.text(137).map(drop)
 }
@@ -152,22 +153,18 @@ fn kill_while_paused(runtime: Runtime) -> Result<()> {
 fn metrics(runtime: Runtime) -> Result<()> {
     let run = Run::shell(runtime, "dd if=/dev/zero of=/dev/shm/f bs=1M count=8; sleep 1000");
     let task = Task::start(run.flag("--memory-limit").flag((100 << 20).to_string()))?;
-    let since = Instant::now();
-    loop {
-        let seen = task.metrics()?;
+    let mut seen = serde_json::Value::Null;
+    let right = until_true("the numbers are right", LIMIT, || {
+        seen = task.metrics()?;
         let number = |group: &str, name: &str| seen[group][name].as_u64().unwrap_or(0);
-        let right = number("memory", "usage_limit") == 100 << 20
+        Ok(number("memory", "usage_limit") == 100 << 20
             && (8 << 20..64 << 20).contains(&number("memory", "usage"))
             && number("memory", "shmem") == 8 << 20
             && number("cpu", "usage_usec") > 0
             && number("cpu", "usage_usec") >= number("cpu", "user_usec")
-            && (1..=2).contains(&number("pids", "current"));
-        if right {
-            return Ok(());
-        }
-        ensure!(since.elapsed() < Duration::from_secs(30), "{seen}");
-        std::thread::sleep(Duration::from_millis(500));
-    }
+            && (1..=2).contains(&number("pids", "current")))
+    });
+    right.with_context(|| seen.to_string())
 }
 
 fn limits(runtime: Runtime) -> Result<()> {

@@ -15,6 +15,8 @@ pub const CASES: &[Case] = &[
     ("terminal::exec", exec),
     ("terminal::attach_twice", attach_twice),
     ("terminal::hang_up", hang_up),
+    ("terminal::every_key", every_key),
+    ("terminal::long_paste", long_paste),
 ];
 
 fn run(runtime: Runtime, id: &str, line: &str) -> Result<Terminal> {
@@ -103,5 +105,30 @@ fn hang_up(runtime: Runtime) -> Result<()> {
     let mut terminal = run(runtime, "hangup", "sleep 1000 & echo bye")?;
     terminal.shows("bye\n")?;
     ensure!(terminal.ends()? == 0);
+    Ok(())
+}
+
+/// In raw mode each byte comes as it was typed, also those that mean signals or ends.
+fn every_key(runtime: Runtime) -> Result<()> {
+    let line = "stty raw -echo; echo ready; head -c 128 | od -An -v -tx1 | tr -d ' \\n'; echo .";
+    let mut terminal = run(runtime, "keys", line)?;
+    terminal.shows("ready\n")?;
+    let keys: String = (0..128_u8).map(char::from).collect();
+    terminal.types(&keys)?;
+    let wanted: String = (0..128).map(|key| format!("{key:02x}")).collect();
+    terminal.shows(&format!("{wanted}.\n"))?;
+    ensure!(terminal.ends()? == 0);
+    Ok(())
+}
+
+/// More than a terminal holds, typed at once.
+fn long_paste(runtime: Runtime) -> Result<()> {
+    let mut terminal = run(runtime, "paste", "stty -echo; echo ready; wc -lc | tr -s ' '; exit 4")?;
+    terminal.shows("ready\n")?;
+    let text = format!("{}\n", "a line of some length, to be counted".repeat(2)).repeat(500);
+    terminal.types(&text)?;
+    terminal.types("\x04")?;
+    terminal.shows(&format!(" 500 {}\n", text.len()))?;
+    ensure!(terminal.ends()? == 4);
     Ok(())
 }

@@ -4,12 +4,14 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
+
+use crate::wait::until;
 
 /// The runtimes that every case runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Runtime {
     Runc,
     /// The one under test.
     Husk,
+    /// The same without a pause container: containerd 2.x asks its shim for pods' sandboxes.
+    HuskSandbox,
 }
 
 impl Runtime {
@@ -26,6 +30,7 @@ impl Runtime {
         match self {
             Self::Runc => "runc",
             Self::Husk => "husk",
+            Self::HuskSandbox => "husk-sandbox",
         }
     }
 
@@ -33,7 +38,7 @@ impl Runtime {
     pub fn shim(self) -> &'static str {
         match self {
             Self::Runc => "io.containerd.runc.v2",
-            Self::Husk => "io.containerd.husk.v2",
+            Self::Husk | Self::HuskSandbox => "io.containerd.husk.v2",
         }
     }
 }
@@ -46,7 +51,7 @@ pub const DEBIAN: &str = "docker.io/library/debian:latest";
 pub const PROBE: &str = "/probe";
 
 /// After this a container counts as hung.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -106,11 +111,13 @@ impl Run {
 
     /// A container of the small image that runs the probe.
     pub fn probe(runtime: Runtime, words: &[&str]) -> Result<Self> {
-        let probe = probe_path()?;
-        let mount = format!("type=bind,src={probe},dst={PROBE},options=rbind:ro");
-        let mut run = Self::new(runtime, &[PROBE]);
-        run.command.extend(words.iter().map(|word| (*word).to_owned()));
-        Ok(run.flag("--mount").flag(mount))
+        Self::new(runtime, &[&[PROBE], words].concat()).with_probe()
+    }
+
+    /// Puts the probe into it, at [`PROBE`].
+    pub fn with_probe(self) -> Result<Self> {
+        let mount = format!("type=bind,src={},dst={PROBE},options=rbind:ro", probe_path()?);
+        Ok(self.flag("--mount").flag(mount))
     }
 
     /// A container from a spec that the caller has changed, as clients send that write their specs
@@ -197,18 +204,15 @@ impl Run {
     /// Starts it and waits until its task is running.
     pub fn spawn_running(&self) -> Result<Child> {
         let mut child = self.spawn()?;
-        let since = Instant::now();
-        loop {
-            if task_is(&self.id, "RUNNING") {
-                return Ok(child);
-            }
-            if child.try_wait()?.is_some() {
-                let finished = finish(child)?;
-                bail!("it ended before it ran: {finished:?}");
-            }
-            ensure!(since.elapsed() < Duration::from_secs(60), "not running after 60 s");
-            std::thread::sleep(Duration::from_millis(50));
+        let runs = until(&format!("{} runs", self.id), Duration::from_secs(60), || {
+            let ended = child.try_wait()?.is_some();
+            Ok(if task_is(&self.id, "RUNNING") { Some(true) } else { ended.then_some(false) })
+        })?;
+        if !runs {
+            let finished = finish(child)?;
+            bail!("it ended before it ran: {finished:?}");
         }
+        Ok(child)
     }
 
     /// Sends the running task a signal.

@@ -6,21 +6,24 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatsRequest, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
-    UpdateContainerResourcesRequest,
+    AttachRequest, ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatsFilter,
+    ContainerStatsRequest, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
+    DnsConfig, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListContainerStatsRequest, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStats, PodSandboxStatsRequest,
+    PodSandboxStatusRequest, PortForwardRequest, RemoveContainerRequest, RemovePodSandboxRequest,
+    ReopenContainerLogRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use tonic::transport::Channel;
 
 use crate::containerd::{BUSYBOX, Runtime, ctr};
+use crate::streaming::Session;
+use crate::wait::{until, until_true};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The states of the CRI's containers.
@@ -68,6 +71,10 @@ pub struct Wanted {
     pub sysctls: HashMap<String, String>,
     /// The limits of all of it.
     pub limits: Option<LinuxContainerResources>,
+    /// The cgroup above those of its parts; empty for none.
+    pub cgroup: &'static str,
+    /// The name servers of its own; empty for the host's.
+    pub servers: Vec<String>,
 }
 
 /// A container to be made in a pod.
@@ -81,6 +88,8 @@ pub struct Inside<'a> {
     pub volumes: Vec<(PathBuf, &'a str)>,
     /// Its limits.
     pub limits: Option<LinuxContainerResources>,
+    /// Whether it has an input that clients can attach to.
+    pub stdin: bool,
 }
 
 fn namespaces(wanted: &Wanted) -> Option<NamespaceOption> {
@@ -112,7 +121,10 @@ impl Pod {
             }),
             hostname: name,
             log_directory: folder.path().display().to_string(),
+            dns_config: (!wanted.servers.is_empty())
+                .then(|| DnsConfig { servers: wanted.servers.clone(), ..DnsConfig::default() }),
             linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: wanted.cgroup.to_owned(),
                 security_context: Some(security),
                 sysctls: wanted.sysctls.clone(),
                 resources: wanted.limits.clone(),
@@ -161,6 +173,7 @@ impl Pod {
             command: ["sh", "-c", inside.line].map(str::to_owned).to_vec(),
             mounts: inside.volumes.iter().map(volume).collect(),
             log_path: format!("{}.log", inside.name),
+            stdin: inside.stdin,
             linux: Some(LinuxContainerConfig {
                 resources: inside.limits.clone(),
                 security_context: Some(security),
@@ -227,15 +240,10 @@ impl Pod {
 
     /// Waits for the end of a container.
     pub fn ended(&self, id: &str) -> Result<ContainerStatus> {
-        let since = Instant::now();
-        loop {
+        until("the container ends", Duration::from_secs(90), || {
             let status = self.status(id)?;
-            if status.state == EXITED {
-                return Ok(status);
-            }
-            ensure!(since.elapsed() < Duration::from_secs(90), "it does not end: {status:?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            Ok((status.state == EXITED).then_some(status))
+        })
     }
 
     /// What a container uses.
@@ -243,6 +251,56 @@ impl Pod {
         let request = ContainerStatsRequest { container_id: id.to_owned() };
         let answer = self.call(|mut c| async move { c.container_stats(request).await })?;
         answer.stats.context("no stats")
+    }
+
+    /// What the pod's containers use, by their ids, in one listing.
+    pub fn list_stats(&self) -> Result<Vec<ContainerStats>> {
+        let filter = ContainerStatsFilter { pod_sandbox_id: self.id.clone(), ..Default::default() };
+        let request = ListContainerStatsRequest { filter: Some(filter) };
+        Ok(self.call(|mut c| async move { c.list_container_stats(request).await })?.stats)
+    }
+
+    /// What the pod uses.
+    pub fn sandbox_stats(&self) -> Result<PodSandboxStats> {
+        let request = PodSandboxStatsRequest { pod_sandbox_id: self.id.clone() };
+        let answer = self.call(|mut c| async move { c.pod_sandbox_stats(request).await })?;
+        answer.stats.context("no stats")
+    }
+
+    /// Runs a shell line in a container with its streams here.
+    pub fn exec_stream(&self, id: &str, line: &str, terminal: bool) -> Result<Session<'_>> {
+        let request = ExecRequest {
+            container_id: id.to_owned(),
+            cmd: ["sh", "-c", line].map(str::to_owned).to_vec(),
+            tty: terminal,
+            stdin: true,
+            stdout: true,
+            stderr: !terminal,
+        };
+        let url = self.call(|mut c| async move { c.exec(request).await })?.url;
+        Session::open(&self.tokio, &url)
+    }
+
+    /// Has a container's streams here.
+    pub fn attach(&self, id: &str) -> Result<Session<'_>> {
+        let request = AttachRequest {
+            container_id: id.to_owned(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            ..AttachRequest::default()
+        };
+        let url = self.call(|mut c| async move { c.attach(request).await })?.url;
+        Session::open(&self.tokio, &url)
+    }
+
+    /// A connection to a port of the pod's: channel 0 is the data, channel 1 the error; each begins
+    /// with the port's number in two bytes.
+    pub fn port_forward(&self, port: u16) -> Result<Session<'_>> {
+        let request =
+            PortForwardRequest { pod_sandbox_id: self.id.clone(), port: vec![port.into()] };
+        let url = self.call(|mut c| async move { c.port_forward(request).await })?.url;
+        Session::open(&self.tokio, &url)
     }
 
     /// Changes a container's limits.
@@ -280,14 +338,25 @@ impl Pod {
 
     /// Waits until a container's log has such a line.
     pub fn logs(&self, name: &str, wanted: &str) -> Result<()> {
+        let there = until_true("the line is there", Duration::from_secs(60), || {
+            Ok(self.log(name).is_ok_and(|lines| lines.iter().any(|line| line == wanted)))
+        });
+        there.with_context(|| format!("no line {wanted:?} in {:?}", self.log(name)))
+    }
+
+    /// Waits for a containerd that has come again.
+    pub fn connect_again(&mut self) -> Result<()> {
         let since = Instant::now();
-        while !self.log(name).is_ok_and(|lines| lines.iter().any(|line| line == wanted)) {
-            if since.elapsed() > Duration::from_secs(60) {
-                bail!("no line {wanted:?} in {:?}", self.log(name));
+        loop {
+            let connected = self.tokio.block_on(containerd_client::connect(SOCKET))?;
+            self.client = RuntimeServiceClient::new(connected);
+            // The CRI plugin comes up last.
+            match self.is_ready() {
+                Ok(_) => return Ok(()),
+                Err(error) if since.elapsed() > Duration::from_secs(60) => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
-            std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(())
     }
 
     /// Stops the pod.

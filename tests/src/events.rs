@@ -5,9 +5,10 @@ use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::containerd::{ctr, spawn};
+use crate::wait::until_true;
 
 /// containerd's events as they come.
 #[derive(Debug)]
@@ -31,15 +32,12 @@ impl Events {
         });
         // The subscription has no answer; an event of our own shows that it stands.
         let mark = format!("mark-{}", std::process::id());
-        let since = Instant::now();
-        loop {
+        until_true("events come", Duration::from_secs(30), || {
             let _ = ctr(&["namespaces", "create", &mark]);
             let _ = ctr(&["namespaces", "remove", &mark]);
-            if lines.recv_timeout(Duration::from_millis(500)).is_ok() {
-                return Ok(Self { child, lines });
-            }
-            ensure!(since.elapsed() < Duration::from_secs(30), "no events");
-        }
+            Ok(lines.recv_timeout(Duration::from_millis(500)).is_ok())
+        })?;
+        Ok(Self { child, lines })
     }
 
     /// The topics of the container's events up to the last one wanted.

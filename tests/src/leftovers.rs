@@ -5,9 +5,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::processes;
+use crate::wait::until_true;
 
 /// Folders in which runtimes keep their state.
 const STATE: [&str; 8] = [
@@ -56,28 +59,32 @@ impl Listing {
 
 /// Fails unless the machine is again as it was within `patience`.
 pub fn nothing_left(before: &Listing, patience: Duration) -> Result<()> {
-    let since = Instant::now();
-    loop {
-        let added = Listing::now()?.added_since(before);
-        if added.is_empty() {
-            return Ok(());
-        }
-        if since.elapsed() > patience {
-            bail!("left behind:\n  {}", added.join("\n  "));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let mut added = Vec::new();
+    let gone = until_true("it is all gone", patience, || {
+        added = Listing::now()?.added_since(before);
+        Ok(added.is_empty())
+    });
+    gone.with_context(|| format!("left behind:\n  {}", added.join("\n  ")))
 }
 
-/// Bytes of memory the kernel could give to new programs.
+/// Bytes of memory that nothing holds, but for the kernel's caches, files in memory, and containerd's heap,
+/// which comes and goes by tens of MiB whatever ran. (`MemAvailable` counts caches in part only, so it
+/// changes with what is in them.)
 pub fn available_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|line| line.split_whitespace().nth(1))
-        .context("no MemAvailable in /proc/meminfo")?
-        .parse()?;
-    Ok(kib * 1024)
+    // Also what is kept of cgroups that are gone.
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    let kib = |file: &str, name: &str| -> Result<u64> {
+        let text = fs::read_to_string(file)?;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        Ok(value.with_context(|| format!("no {name} in {file}"))?.parse()?)
+    };
+    let daemon = processes::daemon().context("no containerd")?;
+    let mut sum = kib(&format!("/proc/{daemon}/status"), "RssAnon:")?;
+    for name in ["MemFree:", "Buffers:", "Cached:", "SReclaimable:"] {
+        sum += kib("/proc/meminfo", name)?;
+    }
+    Ok(sum * 1024)
 }
 
 fn processes(lines: &mut BTreeSet<String>) -> Result<()> {

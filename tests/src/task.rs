@@ -1,18 +1,20 @@
 //! A container that runs in the background, and what is asked of its task.
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::containerd::{Finished, Run, ctr, finish, spawn, task_is};
+use crate::wait::until_true;
 
 /// A running container; dropping it ends and removes it.
 #[derive(Debug)]
 pub struct Task {
     /// The container's id.
     pub id: String,
-    execs: std::cell::Cell<u32>,
+    execs: AtomicU32,
 }
 
 impl Task {
@@ -26,7 +28,7 @@ impl Task {
 
     /// One that runs already.
     pub fn running(id: &str) -> Self {
-        Self { id: id.to_owned(), execs: std::cell::Cell::new(0) }
+        Self { id: id.to_owned(), execs: AtomicU32::new(0) }
     }
 
     /// Runs a command in it to its end.
@@ -36,8 +38,7 @@ impl Task {
 
     /// The same with flags of `ctr task exec`.
     pub fn exec_with(&self, flags: &[&str], command: &[&str]) -> Result<Finished> {
-        self.execs.set(self.execs.get() + 1);
-        let name = format!("e{}", self.execs.get());
+        let name = format!("e{}", self.execs.fetch_add(1, Ordering::Relaxed));
         let fixed = ["task", "exec", "--exec-id", &name];
         let mut child = spawn(&[&fixed[..], flags, &[&self.id], command].concat())?;
         drop(child.stdin.take());
@@ -61,12 +62,8 @@ impl Task {
 
     /// Waits until containerd says so of it.
     pub fn becomes(&self, status: &str) -> Result<()> {
-        let since = Instant::now();
-        while !task_is(&self.id, status) {
-            ensure!(since.elapsed() < Duration::from_secs(60), "not {status} after 60 s");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
+        let what = format!("{} becomes {status}", self.id);
+        until_true(&what, Duration::from_secs(60), || Ok(task_is(&self.id, status)))
     }
 }
 

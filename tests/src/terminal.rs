@@ -7,9 +7,11 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::wait::until;
 
 /// How long something may take to show.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +32,11 @@ fn size(rows: u16, columns: u16) -> Winsize {
 impl Terminal {
     /// Starts `ctr` at a terminal of that many rows and columns.
     pub fn start(words: &[&str], rows: u16, columns: u16) -> Result<Self> {
+        Self::start_as("ctr", words, rows, columns)
+    }
+
+    /// The same with another program.
+    pub fn start_as(program: &str, words: &[&str], rows: u16, columns: u16) -> Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -42,7 +49,7 @@ impl Terminal {
             .custom_flags(nix::libc::O_NOCTTY)
             .open(path)?;
         let child = Command::new("setsid")
-            .args(["--ctty", "--wait", "ctr"])
+            .args(["--ctty", "--wait", program])
             .args(words)
             .stdin(slave.try_clone()?)
             .stdout(slave.try_clone()?)
@@ -93,14 +100,9 @@ impl Terminal {
 
     /// Waits for the end of the command; its exit code.
     pub fn ends(mut self) -> Result<i32> {
-        let since = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return status.code().context("ended by a signal");
-            }
-            ensure!(since.elapsed() < PATIENCE, "it does not end; it shows {:?}", self.text);
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let ended = until("it ends", PATIENCE, || Ok(self.child.try_wait()?));
+        let ended = ended.with_context(|| format!("it shows {:?}", self.text))?;
+        ended.code().context("ended by a signal")
     }
 }
 

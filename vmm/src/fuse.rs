@@ -12,7 +12,8 @@ pub(crate) const LONGEST: usize = (1 << 20) + 4096;
 
 pub(crate) const FORGET: u32 = 2;
 const INTERRUPT: u32 = 36;
-const NOTIFY_REPLY: u32 = 41;
+pub(crate) const DESTROY: u32 = 38;
+pub(crate) const NOTIFY_REPLY: u32 = 41;
 pub(crate) const BATCH_FORGET: u32 = 42;
 
 /// Whether there will be an answer to a request of that opcode.

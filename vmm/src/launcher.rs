@@ -35,6 +35,12 @@ pub struct BootOptions {
     /// Virtual CPUs
     #[arg(long, default_value_t = 1)]
     vcpus: u8,
+    /// Virtual CPUs there can be
+    #[arg(long, default_value_t = 0)]
+    max_vcpus: u8,
+    /// Guest memory there can be, in MiB
+    #[arg(long, default_value_t = 0)]
+    max_memory: u64,
     /// The kernel's command line, in place of the default one
     #[arg(long, default_value = husk_control::DEFAULT_COMMAND_LINE)]
     command_line: String,
@@ -98,8 +104,11 @@ pub fn boot(options: &BootOptions) -> Result<()> {
         command_line,
         vcpus: options.vcpus,
         memory_mib: options.memory,
+        max_vcpus: options.max_vcpus,
+        max_memory_mib: options.max_memory,
         console,
         shared_folder,
+        network: Vec::new(),
     };
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let (ours, theirs) = socket_pair()?;

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use clap::{Parser, Subcommand};
 use husk_control::CONTROL_FD;
 use husk_vmm::launcher::BootOptions;
-use husk_vmm::{files, launcher, machine, probe};
+use husk_vmm::{files, jail, launcher, machine, probe, seccomp};
 use slog::{Drain, Level, Logger, error, o};
 
 /// Husk's virtual machine monitor
@@ -25,21 +25,42 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Run one guest, driven over the control socket (descriptor 3)
-    Machine,
+    Machine(Walls),
     /// Serve one folder to a machine, driven over the control socket (descriptor 3)
-    Files,
+    Files(Walls),
+    /// Try which walls this host can put round a machine
+    Walls(Walls),
+    /// Print which system calls each kind of thread may make, with which arguments, and what for
+    Filters,
     /// Try whether this host's KVM really runs guests
     Probe,
     /// Boot a guest without a shim, for developers and benchmarks
     Boot(BootOptions),
 }
 
+#[derive(Debug, clap::Args)]
+struct Walls {
+    /// A wall of the jail that this host may lack
+    #[arg(long, value_name = "WALL")]
+    accept_missing: Vec<jail::Wall>,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let logger = logger(arguments.log_level);
     let result = match &arguments.role {
-        Role::Machine => control().and_then(|fd| Ok(machine::run(fd, &logger)?)),
-        Role::Files => control().and_then(|fd| Ok(files::run(fd, &logger)?)),
+        Role::Machine(walls) => control().and_then(|fd| {
+            jail::enter_machine(&walls.accept_missing)?;
+            seccomp::confine(seccomp::Thread::Boot)?;
+            Ok(machine::run(fd, &logger)?)
+        }),
+        Role::Files(walls) => control().and_then(|fd| {
+            let jail = jail::enter_files(&walls.accept_missing)?;
+            seccomp::confine(seccomp::Thread::Folder)?;
+            Ok(files::run_jailed(fd, jail, &logger)?)
+        }),
+        Role::Walls(walls) => try_walls(&walls.accept_missing),
+        Role::Filters => seccomp::print(&mut std::io::stdout().lock()).map_err(Into::into),
         Role::Probe => probe::run().map_err(Into::into),
         Role::Boot(options) => launcher::boot(options),
     };
@@ -50,6 +71,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Enters the jail of a machine and its filter, and says what it found.
+fn try_walls(accept_missing: &[jail::Wall]) -> anyhow::Result<()> {
+    let landlock = jail::enter_machine(accept_missing)?;
+    seccomp::confine(seccomp::Thread::Boot)?;
+    let landlock = match landlock {
+        jail::Landlock::Whole => "Landlock",
+        jail::Landlock::Partly => "Landlock (without the newer of its rules)",
+        jail::Landlock::Missing => "no Landlock, which is accepted",
+    };
+    println!("namespaces, empty root, no rights, system call filters, {landlock}");
+    Ok(())
 }
 
 /// The control socket, which whoever started this process has left as descriptor 3.
@@ -69,7 +103,7 @@ fn logger(level: Level) -> Logger {
     let lines = std::io::LineWriter::new(std::io::stderr());
     let drain = slog_json::Json::new(lines).add_default_keys().build();
     let drain = Mutex::new(drain).filter_level(level).fuse();
-    Logger::root(drain, o!("pid" => std::process::id()))
+    Logger::root(drain, o!())
 }
 
 fn level(text: &str) -> Result<Level, String> {

@@ -44,6 +44,11 @@ impl Cgroup {
         Self { path: CONTAINERS_CGROUP.into() }
     }
 
+    /// The one of a shell, a checked id, beside those of containers.
+    pub fn of_shell(id: &str) -> Self {
+        Self { path: Path::new(CGROUP_ROOT).join(format!("shell-{id}")) }
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -51,7 +56,7 @@ impl Cgroup {
 
     /// The path in the hierarchy, as a spec's `cgroupsPath` says it.
     pub fn name(&self) -> PathBuf {
-        // Both constructors begin with the root.
+        // Every constructor begins with the root.
         let below = self.path.strip_prefix(CGROUP_ROOT).unwrap_or(&self.path);
         Path::new("/").join(below)
     }

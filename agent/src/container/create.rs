@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use nix::unistd::Uid;
-use oci_spec::runtime::Spec;
 
 use crate::container::error::{ContainerError, Tried};
 use crate::container::helper::{Console, CreateRequest, Helper};
 use crate::container::lifecycle::Container;
-use crate::container::spec::{self, SpecError};
+use crate::container::pids::SharedPids;
+use crate::container::spec;
 use crate::container::volumes::Volumes;
 use crate::container::{delete, devices, error};
 use crate::host::Host;
@@ -27,8 +27,8 @@ pub struct Parts<'a> {
     pub reaper: &'a Arc<Reaper>,
     /// Those of all containers.
     pub volumes: &'a Arc<Volumes>,
-    /// The init of the sandbox's own container, whose PID namespace others may join.
-    pub sandbox_pid: Option<u32>,
+    /// The PID namespace that containers may share.
+    pub shared_pids: SharedPids<'a>,
 }
 
 /// Makes the init process of `container`, a new one.
@@ -49,8 +49,13 @@ async fn make(
     container: &Arc<Container>,
     parts: Parts<'_>,
 ) -> Result<Arc<Process>, ContainerError> {
-    let Parts { spec, streams, host, reaper, volumes, sandbox_pid } = parts;
-    let spec: Spec = serde_json::from_slice(spec).map_err(SpecError::Json)?;
+    let Parts { spec, streams, host, reaper, volumes, shared_pids } = parts;
+    let spec = spec::read(spec)?;
+    let sandbox_pid = match shared_pids {
+        SharedPids::Own(pid) => pid,
+        SharedPids::Holder(holder) if spec::shares_pids(&spec) => Some(holder.pid(reaper).await?),
+        SharedPids::Holder(_) => None,
+    };
     let plan = spec::adapt(spec, container.cgroup(), streams.terminal, sandbox_pid)?;
     container.holds(volumes.hold(&plan.spec));
     let bundle = container.bundle();

@@ -22,19 +22,25 @@ pub async fn exec(
     host: &Host,
     reaper: &Arc<Reaper>,
 ) -> Result<Arc<Process>, ContainerError> {
+    let process = read(exec, json, streams.terminal)?;
+    let init = container.reserve_exec(exec)?;
+    let made = make(container, exec, process, init.pid(), streams, host, reaper).await;
+    container.fill_exec(exec, made.as_ref().ok().cloned());
+    made
+}
+
+/// Reads the process to be called `exec`, and checks it.
+pub fn read(exec: &str, json: &[u8], terminal: bool) -> Result<SpecProcess, ContainerError> {
     error::check_id(exec)?;
     let process: SpecProcess = serde_json::from_slice(json).map_err(SpecError::Json)?;
-    spec::check_process(&process, streams.terminal)?;
+    spec::check_process(&process, terminal)?;
     if process.scheduler().is_some() || process.io_priority().is_some() {
         return Err(SpecError::Invalid(
             "process.scheduler and process.ioPriority can be set for a container's init only",
         )
         .into());
     }
-    let init = container.reserve_exec(exec)?;
-    let made = make(container, exec, process, init.pid(), streams, host, reaper).await;
-    container.fill_exec(exec, made.as_ref().ok().cloned());
-    made
+    Ok(process)
 }
 
 async fn make(

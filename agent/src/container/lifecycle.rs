@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::container::bundle::Bundle;
 use crate::container::cgroup::Cgroup;
 use crate::container::error::{ContainerError, Tried};
-use crate::container::spec::SpecError;
+use crate::container::spec;
 use crate::container::statistics::Statistics;
 use crate::container::volumes::HeldVolumes;
 use crate::process::Process;
@@ -151,7 +151,7 @@ impl Container {
 
     /// Changes its limits to those that the JSON of `linux.resources` names.
     pub fn update(&self, resources: &[u8]) -> Result<(), ContainerError> {
-        let resources = serde_json::from_slice(resources).map_err(SpecError::Json)?;
+        let resources = spec::read_limits(resources)?;
         match self.state() {
             State::Created | State::Running | State::Paused => {
                 self.cgroup.limit(&resources).tried("update the container")

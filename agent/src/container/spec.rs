@@ -4,7 +4,7 @@
 //! libcontainer differs from runc:
 //! - the cgroup is ours; of the hooks only those that run in the container's namespaces are here;
 //! - AppArmor, SELinux and RDT are the host's: the guest's kernel has none of them;
-//! - devices keep their path but get the guest's numbers; those the guest has not are left out, and
+//! - devices keep their path but get the guest's numbers for it, if it has the path; those the guest has not are left out, and
 //!   so are limits on huge pages of sizes that it has not;
 //! - `noNewPrivileges: false` is removed: libcontainer would load the seccomp filter too late;
 //! - the environment goes past libcontainer (its order and repeated names would be lost), and so
@@ -17,7 +17,7 @@ use husk_agent_protocols::SANDBOX_PID_NAMESPACE;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, Mount, Process, Spec,
+    LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 
 use crate::container::cgroup::Cgroup;
@@ -53,6 +53,16 @@ pub struct Plan {
     pub new_network: bool,
     /// Whether the container's PID namespace is not its own.
     pub shared_pids: bool,
+}
+
+/// Reads a spec.
+pub fn read(json: &[u8]) -> Result<Spec, SpecError> {
+    serde_json::from_slice(json).map_err(SpecError::Json)
+}
+
+/// Reads limits.
+pub fn read_limits(json: &[u8]) -> Result<LinuxResources, SpecError> {
+    serde_json::from_slice(json).map_err(SpecError::Json)
 }
 
 /// Checks what both kinds of process must have.
@@ -130,11 +140,21 @@ pub fn adapt(
     Ok(Plan { spec, environment, uid, early_directory, late_directory, new_network, shared_pids })
 }
 
-/// Puts the PID namespace of the sandbox's own container in the place of its name.
+/// Whether a container asks for the PID namespace that others share.
+pub fn shares_pids(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(is_sandbox_pids)
+}
+
+fn is_sandbox_pids(namespace: &LinuxNamespace) -> bool {
+    namespace.path().as_deref() == Some(Path::new(SANDBOX_PID_NAMESPACE))
+}
+
+/// Puts the PID namespace that the sandbox's containers share in the place of its name.
 fn join_pids(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<(), SpecError> {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut namespaces {
-        if namespace.path().as_deref() == Some(Path::new(SANDBOX_PID_NAMESPACE)) {
+        if is_sandbox_pids(namespace) {
             let pid = sandbox_pid.ok_or(SpecError::Invalid(
                 "the sandbox's own container, whose PID namespace is to be shared, does not run",
             ))?;
@@ -186,7 +206,13 @@ fn guest_device(device: &LinuxDevice) -> Option<LinuxDevice> {
     if device.typ() == LinuxDeviceType::P {
         return Some(device);
     }
-    let metadata = std::fs::symlink_metadata(device.path()).ok()?;
+    let Ok(metadata) = std::fs::symlink_metadata(device.path()) else {
+        // Under another name: the runtime lets through only numbers that mean the same here.
+        let numbers = format!("/sys/dev/char/{}:{}", device.major(), device.minor());
+        let known = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
+            && Path::new(&numbers).exists();
+        return known.then_some(device);
+    };
     let kind = match metadata.file_type() {
         kind if kind.is_char_device() => LinuxDeviceType::C,
         kind if kind.is_block_device() => LinuxDeviceType::B,
@@ -261,7 +287,8 @@ mod tests {
                 "namespaces": [{"type": "mount"}, {"type": "network"}],
                 "devices": [
                     {"path": "/dev/null", "type": "c", "major": 99, "minor": 99},
-                    {"path": "/dev/not-there", "type": "c", "major": 1, "minor": 1},
+                    {"path": "/dev/not-there", "type": "c", "major": 999, "minor": 1},
+                    {"path": "/dev/other-name", "type": "c", "major": 1, "minor": 5},
                 ],
                 "cgroupsPath": "/default/c",
             },
@@ -284,8 +311,8 @@ mod tests {
         let kinds: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
         assert!(kinds.contains(&LinuxNamespaceType::Cgroup));
         let devices = linux.devices().as_ref().expect("devices");
-        assert_eq!(devices.len(), 1);
-        assert_eq!((devices[0].major(), devices[0].minor()), (1, 3));
+        let numbers: Vec<_> = devices.iter().map(|d| (d.major(), d.minor())).collect();
+        assert_eq!(numbers, [(1, 3), (1, 5)]);
         let process = plan.spec.process().as_ref().expect("process");
         assert_eq!(process.no_new_privileges(), None);
         assert!(process.apparmor_profile().is_none());

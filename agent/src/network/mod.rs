@@ -1,5 +1,13 @@
-//! The guest's network: the loopback device.
+//! The guest's network: what the host's namespace holds, on devices of the guest's.
+//!
+//! The host tells the whole state each time; [`Network::apply`] does what has changed since. What a
+//! container has set by itself stays, unless it stands in the way.
 
-mod loopback;
+mod apply;
+pub mod change;
+mod device;
+mod forward;
+mod netlink;
 
-pub use loopback::loopback_up;
+pub use apply::{Network, State, WantedInterface, loopback_up};
+pub use forward::{ForwardError, forward};

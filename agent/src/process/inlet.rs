@@ -1,19 +1,19 @@
 //! From the host to a process's standard input.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::init::calls;
+use crate::process::readiness::{Wait, wait};
 
 /// At most this much in one splice; the pipe holds less.
 const CHUNK: usize = 1 << 20;
@@ -69,24 +69,16 @@ async fn feed(
             Ok(0) => return Ok(()),
             Ok(_) => tokio::task::consume_budget().await,
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) if !has_room(pipe)? => pipe.writable().await?.clear_ready(),
-            Err(Errno::EAGAIN) if closing.asked.load(Ordering::Relaxed) => return Ok(()),
-            Err(Errno::EAGAIN) => tokio::select! {
-                ready = socket.readable() => ready?.clear_ready(),
-                () = closing.changed.notified() => {}
+            Err(Errno::EAGAIN) => match wait(socket.get_ref(), pipe.get_ref())? {
+                Wait::Neither => tokio::task::consume_budget().await,
+                Wait::Sink => pipe.writable().await?.clear_ready(),
+                Wait::Source if closing.asked.load(Ordering::Relaxed) => return Ok(()),
+                Wait::Source => tokio::select! {
+                    ready = socket.readable() => ready?.clear_ready(),
+                    () = closing.changed.notified() => {}
+                },
             },
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Whether the pipe takes more; fails if nobody reads it.
-fn has_room(pipe: &AsyncFd<OwnedFd>) -> io::Result<bool> {
-    let mut fds = [PollFd::new(pipe.get_ref().as_fd(), PollFlags::POLLOUT)];
-    poll(&mut fds, PollTimeout::ZERO)?;
-    let events = fds[0].revents().unwrap_or(PollFlags::empty());
-    if events.contains(PollFlags::POLLERR) {
-        return Err(Errno::EPIPE.into());
-    }
-    Ok(events.contains(PollFlags::POLLOUT))
 }

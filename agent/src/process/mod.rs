@@ -4,6 +4,7 @@
 mod follow;
 mod inlet;
 mod outlet;
+mod readiness;
 mod stdio;
 mod terminal;
 

@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use crate::init::calls;
+use crate::process::readiness::{Wait, wait};
 
 /// At most this much in one splice; the pipe holds less.
 const CHUNK: usize = 1 << 20;
@@ -75,10 +76,12 @@ async fn forward(
                 tokio::task::consume_budget().await;
             }
             Err(Errno::EINTR) => {}
-            // The side that blocks is the pipe if nothing is in it. Readiness is taken back before
-            // the next try, so what comes in between is seen by it.
-            Err(Errno::EAGAIN) if waiting(pipe) == 0 => pipe.readable().await?.clear_ready(),
-            Err(Errno::EAGAIN) => socket.writable().await?.clear_ready(),
+            // Readiness is taken back before the next try, so what comes in between is seen by it.
+            Err(Errno::EAGAIN) => match wait(pipe.get_ref(), socket.get_ref())? {
+                Wait::Source => pipe.readable().await?.clear_ready(),
+                Wait::Sink => socket.writable().await?.clear_ready(),
+                Wait::Neither => tokio::task::consume_budget().await,
+            },
             Err(error) => return Err(error.into()),
         }
     }

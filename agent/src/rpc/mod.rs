@@ -2,7 +2,7 @@
 
 mod connection;
 mod serve;
-mod service;
+pub mod service;
 mod status;
 
 pub use connection::connect;

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
-    ExecProcessRequest, ExecProcessResponse, ListProcessesResponse, ProcessEntry, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-    StatContainerResponse, Streams, UpdateContainerRequest, WaitOutOfMemoryRequest,
-    WaitOutOfMemoryResponse, WaitProcessResponse,
+    ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, Interface, InterfaceUse,
+    ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
+    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest,
+    StartSandboxResponse, StartShellRequest, StartShellResponse, StatContainerResponse, Streams,
+    UpdateContainerRequest, UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse,
+    WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
 use crate::container::{Container, ContainerError, Counters};
+use crate::machine::{self, interfaces};
+use crate::network::{State, WantedInterface};
 use crate::process::{self, Process, SignalError};
 use crate::rpc::status::status;
-use crate::sandbox::{Sandbox, Setup};
+use crate::sandbox::{Sandbox, Setup, ShellStart};
 
 /// The contract's server.
 pub struct Service {
@@ -31,7 +35,7 @@ impl Service {
     }
 
     fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>> {
-        Ok(self.sandbox.container(container)?.process(exec)?)
+        Ok(self.sandbox.process(container, exec)?)
     }
 
     fn started(&self) -> Result<()> {
@@ -42,7 +46,8 @@ impl Service {
     }
 }
 
-fn streams(streams: &Streams) -> process::Request {
+/// What is asked of a process's streams.
+pub fn streams(streams: &Streams) -> process::Request {
     process::Request {
         input: streams.stdin_port,
         output: streams.stdout_port,
@@ -53,6 +58,37 @@ fn streams(streams: &Streams) -> process::Request {
     }
 }
 
+/// What the network is to be.
+pub fn state(state: NetworkState) -> State {
+    let interface = |one: Interface| WantedInterface {
+        device: one.device,
+        name: one.name,
+        address: one.address,
+        mtu: one.mtu,
+    };
+    State {
+        interfaces: state.interfaces.into_iter().map(interface).collect(),
+        addresses: state.addresses,
+        routes: state.routes,
+        neighbours: state.neighbours,
+        rules: state.rules,
+    }
+}
+
+/// What the sandbox is to be.
+pub fn setup(request: StartSandboxRequest) -> Setup {
+    Setup {
+        hostname: request.hostname,
+        clock: request.clock_nanoseconds,
+        entropy: request.entropy,
+        share: request.share_tag,
+        parameters: request.sysctls,
+        shared_memory: request.shared_memory,
+        name: request.sandbox_id,
+        network: state(request.network.unwrap_or_default()),
+    }
+}
+
 /// No terminal is larger.
 fn size(characters: u32) -> u16 {
     u16::try_from(characters).unwrap_or(u16::MAX)
@@ -60,6 +96,24 @@ fn size(characters: u32) -> u16 {
 
 fn disk_use((major, minor, counters): (u64, u64, Counters)) -> DiskUse {
     DiskUse { major, minor, counters, ..Default::default() }
+}
+
+fn interface_use(interface: machine::Interface) -> InterfaceUse {
+    let machine::Interface { name, received, sent } = interface;
+    let [received_bytes, received_packets, received_errors, received_dropped] = received;
+    let [sent_bytes, sent_packets, sent_errors, sent_dropped] = sent;
+    InterfaceUse {
+        name,
+        received_bytes,
+        received_packets,
+        received_errors,
+        received_dropped,
+        sent_bytes,
+        sent_packets,
+        sent_errors,
+        sent_dropped,
+        ..Default::default()
+    }
 }
 
 /// Signals every process of the container.
@@ -80,23 +134,42 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: StartSandboxRequest,
     ) -> Result<StartSandboxResponse> {
-        self.sandbox.start(&Setup {
-            hostname: request.hostname,
-            clock: request.clock_nanoseconds,
-            entropy: request.entropy,
-            share: request.share_tag,
-            parameters: request.sysctls,
-            shared_memory: request.shared_memory,
-            name: request.sandbox_id,
-        })?;
+        let refused = self.sandbox.start(&setup(request))?;
         let name = nix::sys::utsname::uname().map_err(|e| status(Code::INTERNAL, e))?;
         let mut response = StartSandboxResponse::new();
         response.kernel_release = name.release().to_string_lossy().into_owned();
+        response.network_refused = refused;
+        Ok(response)
+    }
+
+    async fn update_network(
+        &self,
+        _: &TtrpcContext,
+        request: NetworkState,
+    ) -> Result<UpdateNetworkResponse> {
+        self.started()?;
+        let refused = self.sandbox.update_network(state(request));
+        let mut response = UpdateNetworkResponse::new();
+        response.refused = refused.map_err(|error| status(Code::INTERNAL, error))?;
         Ok(response)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
         self.sandbox.ask_end();
+        Ok(Empty::new())
+    }
+
+    async fn set_processors(
+        &self,
+        _: &TtrpcContext,
+        request: SetProcessorsRequest,
+    ) -> Result<SetProcessorsResponse> {
+        let before = self.sandbox.set_processors(request.count)?;
+        Ok(SetProcessorsResponse { before, ..Default::default() })
+    }
+
+    async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
+        self.sandbox.look_for_devices()?;
         Ok(Empty::new())
     }
 
@@ -136,6 +209,30 @@ impl Agent for Service {
         Ok(response)
     }
 
+    async fn start_shell(
+        &self,
+        _: &TtrpcContext,
+        request: StartShellRequest,
+    ) -> Result<StartShellResponse> {
+        self.started()?;
+        let start = ShellStart {
+            program: request.program_port,
+            streams: streams(&request.streams),
+            arguments: request.arguments,
+            environment: request.environment,
+        };
+        let process = self.sandbox.start_shell(&request.shell_id, start).await?;
+        Ok(StartShellResponse { pid: process.pid(), ..Default::default() })
+    }
+
+    async fn forward_port(&self, _: &TtrpcContext, request: ForwardPortRequest) -> Result<Empty> {
+        self.started()?;
+        let port = u16::try_from(request.port)
+            .map_err(|_| status(Code::INVALID_ARGUMENT, "a TCP port is at most 65535"))?;
+        self.sandbox.forward(port, request.ipv6, request.host_port).await?;
+        Ok(Empty::new())
+    }
+
     async fn wait_process(
         &self,
         _: &TtrpcContext,
@@ -166,7 +263,7 @@ impl Agent for Service {
     }
 
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Result<Empty> {
-        self.sandbox.container(&request.container_id)?.delete_process(&request.exec_id)?;
+        self.sandbox.delete_process(&request.container_id, &request.exec_id).await?;
         Ok(Empty::new())
     }
 
@@ -238,6 +335,7 @@ impl Agent for Service {
             pids_current: used.pids_current,
             pids_max: used.pids_max,
             io_stat: used.disks.into_iter().map(disk_use).collect(),
+            interfaces: interfaces().into_iter().map(interface_use).collect(),
             ..Default::default()
         })
     }

@@ -3,6 +3,8 @@
 use ttrpc::{Code, Error, get_status};
 
 use crate::container::ContainerError;
+use crate::machine::MachineError;
+use crate::network::ForwardError;
 use crate::process::SignalError;
 use crate::sandbox::StartError;
 
@@ -32,6 +34,27 @@ impl From<ContainerError> for Error {
             | ContainerError::Helper(_)
             | ContainerError::Signal(SignalError::Kernel(_))
             | ContainerError::System { .. } => Code::UNKNOWN,
+        };
+        status(code, error)
+    }
+}
+
+impl From<MachineError> for Error {
+    fn from(error: MachineError) -> Self {
+        let code = match &error {
+            MachineError::NoProcessor => Code::INVALID_ARGUMENT,
+            MachineError::Room { .. } => Code::FAILED_PRECONDITION,
+            MachineError::Read { .. } | MachineError::Refused { .. } => Code::INTERNAL,
+        };
+        status(code, error)
+    }
+}
+
+impl From<ForwardError> for Error {
+    fn from(error: ForwardError) -> Self {
+        let code = match &error {
+            ForwardError::Refused { .. } => Code::NOT_FOUND,
+            ForwardError::Host { .. } => Code::UNAVAILABLE,
         };
         status(code, error)
     }

@@ -8,10 +8,13 @@ use std::time::Duration;
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
-use crate::container::{self, Cgroup, Container, ContainerError, Volumes};
+use crate::container::{self, Cgroup, Container, ContainerError, Holder, SharedPids, Volumes};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
+use crate::machine::{self, MachineError};
+use crate::network::{ForwardError, Network, State, forward};
 use crate::process::{self, Process};
+use crate::sandbox::shell::{ShellStart, Shells};
 use crate::sandbox::start::{self, Setup, StartError};
 
 /// How long all containers together may take to end at the end.
@@ -25,13 +28,17 @@ pub struct Sandbox {
     started: AtomicBool,
     name: OnceLock<String>,
     volumes: Arc<Volumes>,
+    pids: Holder,
     ending: watch::Sender<bool>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    network: Mutex<Network>,
+    shells: Shells,
 }
 
 impl Sandbox {
     /// A sandbox that waits to be started.
     pub fn new(log: Logger, host: Host, reaper: Arc<Reaper>) -> Arc<Self> {
+        let network = Mutex::new(Network::new(host.sys()));
         Arc::new(Self {
             log,
             host,
@@ -39,29 +46,62 @@ impl Sandbox {
             started: AtomicBool::new(false),
             name: OnceLock::new(),
             volumes: Arc::default(),
+            pids: Holder::default(),
             ending: watch::Sender::new(false),
             containers: Mutex::default(),
+            network,
+            shells: Shells::default(),
         })
     }
 
-    /// Sets up what the containers share.
-    pub fn start(&self, setup: &Setup) -> Result<(), StartError> {
+    /// Sets up what the containers share; returns what was refused of the network.
+    pub fn start(&self, setup: &Setup) -> Result<Vec<String>, StartError> {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(StartError::Twice);
         }
         // Only the first caller comes here.
         let _ = self.name.set(setup.name.clone());
-        let started = start::start(setup, matches!(self.host, Host::Vsock));
+        let started = start::start(setup, matches!(self.host, Host::Vsock), &mut self.network());
         match &started {
-            Ok(()) => info!(self.log, "sandbox: started"),
+            Ok(_) => info!(self.log, "sandbox: started"),
             Err(error) => warn!(self.log, "sandbox: cannot start"; "error" => %error),
         }
         started
     }
 
+    /// Makes the network what `state` says; returns what was refused of it.
+    pub fn update_network(&self, state: State) -> std::io::Result<Vec<String>> {
+        let updated = self.network().apply(state);
+        if let Err(error) = &updated {
+            warn!(self.log, "network: cannot be updated"; "error" => %error);
+        }
+        updated
+    }
+
+    /// Connects a port of the loopback device with one of the host's.
+    pub async fn forward(&self, port: u16, ipv6: bool, host: u32) -> Result<(), ForwardError> {
+        forward(&self.host, port, ipv6, host).await
+    }
+
+    fn network(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether [`Sandbox::start`] was called.
     pub fn started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    /// Brings processors on line or takes them off line, until `count` are; how many were before.
+    pub fn set_processors(&self, count: u32) -> Result<u32, MachineError> {
+        let before = machine::set_processors(&self.host.sys(), count)?;
+        info!(self.log, "machine: processors"; "before" => before, "now" => count);
+        Ok(before)
+    }
+
+    /// Looks for devices that have come since the guest started.
+    pub fn look_for_devices(&self) -> Result<(), MachineError> {
+        machine::look_for_devices(&self.host.sys())
     }
 
     /// Asks for the end; [`Sandbox::ending`] tells those who wait for it.
@@ -118,7 +158,7 @@ impl Sandbox {
             host: &self.host,
             reaper: &self.reaper,
             volumes: &self.volumes,
-            sandbox_pid: self.own_pid(),
+            shared_pids: self.shared_pids(),
         };
         let created = container::create(&container, parts).await;
         match &created {
@@ -131,10 +171,14 @@ impl Sandbox {
         created
     }
 
-    /// The process of the sandbox's own container, if that runs.
-    fn own_pid(&self) -> Option<u32> {
-        let own = self.container(self.name.get()?).ok()?.process("").ok()?;
-        own.exited().is_none().then(|| own.pid())
+    /// The PID namespace that containers share: that of the sandbox's own container, if it has one.
+    fn shared_pids(&self) -> SharedPids<'_> {
+        let own = self.name.get().and_then(|name| self.container(name).ok());
+        match own.map(|own| own.process("")) {
+            None => SharedPids::Holder(&self.pids),
+            Some(Ok(own)) if own.exited().is_none() => SharedPids::Own(Some(own.pid())),
+            Some(_) => SharedPids::Own(None),
+        }
     }
 
     /// Adds a process to a running container.
@@ -158,6 +202,36 @@ impl Sandbox {
             self.containers().remove(id);
         }
         deleted
+    }
+
+    /// Starts a program of the host's in no container.
+    pub async fn start_shell(
+        &self,
+        id: &str,
+        start: ShellStart,
+    ) -> Result<Arc<Process>, ContainerError> {
+        let started = self.shells.start(id, start, &self.host, &self.reaper).await;
+        match &started {
+            Ok(process) => info!(self.log, "shell: started"; "id" => id, "pid" => process.pid()),
+            Err(error) => info!(self.log, "shell: not started"; "error" => %error),
+        }
+        started
+    }
+
+    /// A process of a container, its init if `exec` is empty; without a container, a shell.
+    pub fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>, ContainerError> {
+        match container {
+            "" => self.shells.process(exec),
+            id => self.container(id)?.process(exec),
+        }
+    }
+
+    /// Forgets an exec'd process that has exited; without a container, ends and forgets a shell.
+    pub async fn delete_process(&self, container: &str, exec: &str) -> Result<(), ContainerError> {
+        match container {
+            "" => self.shells.delete(exec).await,
+            id => self.container(id)?.delete_process(exec),
+        }
     }
 
     /// The container of an id.

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_settime};
 
 use crate::init::calls;
 use crate::init::mounts::{self, MountError};
-use crate::network::loopback_up;
+use crate::network::{Network, State, loopback_up};
 
 /// As large as engines make it.
 const DEFAULT_SHARED_MEMORY: u64 = 64 << 20;
@@ -37,6 +37,8 @@ pub struct Setup {
     pub parameters: HashMap<String, String>,
     /// Bytes of the memory that containers share.
     pub shared_memory: u64,
+    /// What the network is to be.
+    pub network: State,
 }
 
 /// Why the sandbox cannot start.
@@ -70,8 +72,8 @@ fn tried<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Res
     result.map_err(|e| StartError::System { what, source: e.into() })
 }
 
-/// Sets everything up; `guest` is false beside a component test, whose machine is not ours.
-pub fn start(setup: &Setup, guest: bool) -> Result<(), StartError> {
+/// Sets everything up; returns what was refused of the network. `guest` is false beside a component test, whose machine is not ours.
+pub fn start(setup: &Setup, guest: bool, network: &mut Network) -> Result<Vec<String>, StartError> {
     // The clock first: files made from here on have their times by it.
     if setup.clock > 0 {
         let clock = TimeSpec::nanoseconds(setup.clock);
@@ -89,6 +91,8 @@ pub fn start(setup: &Setup, guest: bool) -> Result<(), StartError> {
         tried("set the host name", nix::unistd::sethostname(&setup.hostname))?;
     }
     tried("bring the loopback device up", loopback_up())?;
+    // Before the parameters, which may name interfaces.
+    let refused = tried("set the network up", network.apply(setup.network.clone()))?;
     for (name, value) in &setup.parameters {
         set_parameter(name, value)
             .map_err(|source| StartError::Parameter { name: name.clone(), source })?;
@@ -99,7 +103,8 @@ pub fn start(setup: &Setup, guest: bool) -> Result<(), StartError> {
         let mounted = mount(Some(tag), SHARE_PATH, Some("virtiofs"), flags, None::<&str>);
         tried("mount the share", mounted)?;
     }
-    tried("make the shared memory", shared_memory(setup.shared_memory))
+    tried("make the shared memory", shared_memory(setup.shared_memory))?;
+    Ok(refused)
 }
 
 fn shared_memory(bytes: u64) -> io::Result<()> {
@@ -117,7 +122,7 @@ fn set_parameter(name: &str, value: &str) -> io::Result<()> {
 }
 
 /// As sysctl(8) reads names: the first separator decides which of `.` and `/` is one.
-fn parameter_path(name: &str) -> Option<PathBuf> {
+pub fn parameter_path(name: &str) -> Option<PathBuf> {
     let swapped: String = match name.find(['.', '/']).map(|at| &name[at..=at]) {
         Some(".") => name
             .chars()

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ProcessRequest,
-    SignalProcessRequest, StartSandboxRequest, Streams, WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
+    ProcessRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
+    StartShellRequest, Streams, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::AgentClient;
 use serde_json::{Value, json};
@@ -225,6 +226,31 @@ impl Agent {
         self.finish(held).await
     }
 
+    /// Starts busybox in no container, from `program`.
+    pub async fn begin_shell(
+        &self,
+        id: &str,
+        program: &[u8],
+        line: &str,
+        terminal: bool,
+    ) -> Result<Held> {
+        let (ports, mut own) = (self.ports(terminal)?, self.ports(false)?);
+        let mut request = StartShellRequest::new();
+        request.shell_id = id.to_owned();
+        request.program_port = own.streams.stdin_port;
+        request.arguments = ["sh", "-c", line].map(str::to_owned).to_vec();
+        request.environment = vec!["PATH=/bin".to_owned()];
+        request.streams = Some(ports.streams.clone()).into();
+        let (program, listener) = (program.to_vec(), own.listeners.remove(0));
+        let feeder = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await?;
+            stream.write_all(&program).await
+        });
+        self.client.start_shell(context(), &request).await?;
+        feeder.await??;
+        take(ports, "", id).await
+    }
+
     /// Runs a container from its creation to its deletion.
     pub async fn run(&self, change: impl FnOnce(&mut Value)) -> Result<Ran> {
         let id = format!("run-{}", self.ports.get());
@@ -243,6 +269,7 @@ impl Agent {
         };
         match held.exec.as_str() {
             "" => self.delete(&held.container).await?,
+            // A shell has no container.
             exec => self.delete_exec(&held.container, exec).await?,
         }
         Ok(Ran {
@@ -284,6 +311,26 @@ impl Agent {
         (request.container_id, request.exec_id) = (id.to_owned(), exec.to_owned());
         (request.signal, request.all) = (signal, all);
         self.client.signal_process(context(), &request).await?;
+        Ok(())
+    }
+
+    pub async fn set_processors(&self, count: u32) -> Result<u32> {
+        let request = SetProcessorsRequest { count, ..Default::default() };
+        Ok(self.client.set_processors(context(), &request).await?.before)
+    }
+
+    /// A connection to a port of the agent's loopback device.
+    pub async fn forward_port(&self, port: u32) -> Result<UnixStream> {
+        let host_port = self.ports.get();
+        self.ports.set(host_port + 1);
+        let listener = UnixListener::bind(self.path(&host_port.to_string()))?;
+        let request = ForwardPortRequest { port, host_port, ..Default::default() };
+        self.client.forward_port(context(), &request).await?;
+        Ok(timeout(PATIENCE, listener.accept()).await??.0)
+    }
+
+    pub async fn look_for_devices(&self) -> Result<()> {
+        self.client.look_for_devices(context(), &Empty::new()).await?;
         Ok(())
     }
 

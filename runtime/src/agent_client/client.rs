@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ListProcessesResponse,
-    ProcessRequest, ResizeTerminalRequest, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
+    ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
+    SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+    StartShellRequest, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
     WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
@@ -15,7 +16,7 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{Context, with_duration};
 pub use ttrpc::proto::Code;
 
-use super::gate::{After, Gate};
+use super::gate::{After, Gate, Inside};
 use crate::machine::Machine;
 
 /// For calls that only look something up or pass a signal on.
@@ -26,6 +27,9 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Longer texts of the guest's are cut.
 const LONGEST_TEXT: usize = 4096;
+
+/// More texts of the guest's at once are left out.
+const MOST_TEXTS: usize = 32;
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,12 @@ impl std::fmt::Debug for AgentClient {
     }
 }
 
+/// The guest's texts: so many, so long.
+pub(crate) fn tame(texts: Vec<String>) -> Vec<String> {
+    let cut = |text: String| text.chars().take(LONGEST_TEXT).collect();
+    texts.into_iter().take(MOST_TEXTS).map(cut).collect()
+}
+
 fn short() -> Context {
     with_duration(SHORT)
 }
@@ -112,12 +122,40 @@ impl AgentClient {
         Ok(result?)
     }
 
+    /// Does `work` while the processors run.
+    pub async fn while_awake<T>(&self, work: impl Future<Output = T>) -> T {
+        let Some(gate) = &self.gate else { return work.await };
+        let inside = gate.enter().await;
+        let done = work.await;
+        inside.leave(After::Unchanged).await;
+        done
+    }
+
+    /// Brings processors on line or takes them off line, until `count` are.
+    pub async fn set_processors(&self, count: u8) -> Result<()> {
+        let request = SetProcessorsRequest { count: count.into(), ..Default::default() };
+        self.awake(After::Unchanged, self.wire.set_processors(long(), &request)).await?;
+        Ok(())
+    }
+
+    /// Has the guest look for devices that have come since it started.
+    pub async fn look_for_devices(&self) -> Result<()> {
+        self.awake(After::Unchanged, self.wire.look_for_devices(long(), &Empty::new())).await?;
+        Ok(())
+    }
+
     /// Sets up what all containers share; first of all calls.
     pub async fn start_sandbox(
         &self,
         request: &StartSandboxRequest,
     ) -> Result<StartSandboxResponse> {
         self.awake(After::Going, self.wire.start_sandbox(long(), request)).await
+    }
+
+    /// Makes the guest's network what `state` says; what its kernel refused of it.
+    pub async fn update_network(&self, state: &NetworkState) -> Result<Vec<String>> {
+        let answer = self.awake(After::Unchanged, self.wire.update_network(long(), state)).await?;
+        Ok(tame(answer.refused))
     }
 
     /// Asks for the orderly end; at most `limit` for the answer.
@@ -148,6 +186,34 @@ impl AgentClient {
     /// Adds and starts a process; returns its id in the guest.
     pub async fn exec_process(&self, request: &ExecProcessRequest) -> Result<u32> {
         Ok(self.awake(After::Going, self.wire.exec_process(long(), request)).await?.pid)
+    }
+
+    /// Keeps the machine's processors running, whatever is paused, until the answer is dropped.
+    pub(crate) async fn stay_awake(&self) -> Option<Inside> {
+        match &self.gate {
+            Some(gate) => Some(gate.enter().await),
+            None => None,
+        }
+    }
+
+    /// Starts a program of the host's in no container; returns its id in the guest.
+    pub async fn start_shell(&self, request: &StartShellRequest) -> Result<u32> {
+        Ok(self.awake(After::Unchanged, self.wire.start_shell(long(), request)).await?.pid)
+    }
+
+    /// Has the guest connect its loopback device's `port` with the host's vsock port `host_port`.
+    pub async fn forward_port(&self, port: u16, ipv6: bool, host_port: u32) -> Result<()> {
+        let request =
+            ForwardPortRequest { port: port.into(), ipv6, host_port, ..Default::default() };
+        self.awake(After::Unchanged, self.wire.forward_port(short(), &request)).await?;
+        Ok(())
+    }
+
+    /// Ends such a program and forgets it.
+    pub async fn delete_shell(&self, shell_id: &str) -> Result<()> {
+        let request = process("", shell_id);
+        self.awake(After::Unchanged, self.wire.delete_process(long(), &request)).await?;
+        Ok(())
     }
 
     /// Waits, however long it takes, for a process's exit.

@@ -16,7 +16,7 @@ use crate::machine::Machine;
 
 /// What a call leaves behind when it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
+pub(crate) enum After {
     /// What was before: it only looked.
     Unchanged,
     /// Processes may have something to do or to tell: the processors go on.
@@ -27,7 +27,7 @@ pub(super) enum After {
 
 /// One machine's gate.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     machine: Arc<Machine>,
     state: Mutex<State>,
 }
@@ -71,7 +71,7 @@ impl Gate {
 }
 
 /// A call under way.
-pub(super) struct Inside(Option<Arc<Gate>>);
+pub(crate) struct Inside(Option<Arc<Gate>>);
 
 impl Inside {
     pub(super) async fn leave(mut self, after: After) {

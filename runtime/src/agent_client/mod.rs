@@ -5,4 +5,5 @@
 mod client;
 mod gate;
 
+pub(crate) use client::tame;
 pub use client::{AgentClient, AgentError, Code};

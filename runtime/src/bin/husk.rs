@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use husk_configuration::Configuration;
 use husk_runtime::check::{self, Outcome};
+use husk_runtime::shell::{self, ShellCommand};
 use husk_runtime::{chain, operator, state};
 
 /// Looks after Husk on this host
@@ -35,6 +37,21 @@ enum Command {
         #[arg(long, short)]
         namespace: Option<String>,
     },
+    /// Start a program of this host's in a sandbox's guest, outside its containers: busybox's shell,
+    /// or busybox as COMMAND. Only if `guest.debug_shell` was set when the sandbox started
+    Exec {
+        /// containerd's namespace, where two sandboxes have the same name
+        #[arg(long, short)]
+        namespace: Option<String>,
+        /// Settings other than $HUSK_CONFIG or /etc/husk/husk.toml
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The sandbox, or the beginning of its name
+        sandbox: String,
+        /// What the program is called as, and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "sh")]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -42,6 +59,12 @@ fn main() -> ExitCode {
         Command::Check { config } => return check(config.as_deref()),
         Command::Ps => ps(),
         Command::Logs { sandbox, namespace } => logs(&sandbox, namespace.as_deref()),
+        Command::Exec { namespace, config, sandbox, command } => {
+            match exec(namespace.as_deref(), config.as_deref(), &sandbox, command) {
+                Ok(status) => return ExitCode::from(status),
+                Err(error) => Err(error),
+            }
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,4 +125,15 @@ fn logs(sandbox: &str, namespace: Option<&str>) -> anyhow::Result<()> {
     let mut log = operator::console(Path::new(state::ROOT), namespace, sandbox)?;
     std::io::copy(&mut log, &mut std::io::stdout().lock()).context("standard output")?;
     Ok(())
+}
+
+fn exec(
+    namespace: Option<&str>,
+    config: Option<&Path>,
+    sandbox: &str,
+    arguments: Vec<String>,
+) -> anyhow::Result<u8> {
+    let (sandbox, folder) = operator::find(Path::new(state::ROOT), namespace, sandbox)?;
+    let program = Configuration::load(config)?.guest.debug_shell_program;
+    Ok(shell::run(ShellCommand { folder, sandbox, program, arguments })?)
 }

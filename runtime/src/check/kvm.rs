@@ -75,6 +75,32 @@ pub fn runs(configuration: &Configuration) -> Finding {
     }
 }
 
+/// Whether the walls of the jail can be put up: by putting them up.
+pub fn walls(configuration: &Configuration) -> Finding {
+    let Ok(program) = configuration.vmm_program() else {
+        return Finding::bad("jail", "not tried", "install husk-vmm first");
+    };
+    let mut command = Command::new(program);
+    command.arg("walls").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for wall in &configuration.machine.accept_missing {
+        command.args(["--accept-missing", wall]);
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => {
+            Finding::good("jail", String::from_utf8_lossy(&output.stdout).trim())
+        }
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let why = reason(&said).unwrap_or_else(|| output.status.to_string());
+            Finding::bad("jail", why, "run this as root, on Linux 5.19 or later")
+        }
+        Err(error) => {
+            let found = format!("{} does not start: {error}", program.display());
+            Finding::bad("jail", found, "install it again with `make install`")
+        }
+    }
+}
+
 /// The error in the last line of husk-vmm's log.
 fn reason(log: &str) -> Option<String> {
     let line = log.lines().rfind(|line| !line.trim().is_empty())?;

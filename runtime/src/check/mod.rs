@@ -31,6 +31,7 @@ pub fn run(file: Option<&Path>) -> Vec<Finding> {
     findings.push(host::processor());
     findings.push(kvm::device());
     findings.push(kvm::runs(&configuration));
+    findings.push(kvm::walls(&configuration));
     findings.push(host::tun());
     findings.push(host::cgroup());
     findings.push(containerd::version());

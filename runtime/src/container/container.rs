@@ -12,7 +12,9 @@ use slog::Logger;
 use super::control::Going;
 use super::hooks::{self, HostHooks, HostMounts, State};
 use super::out_of_memory::OutOfMemory;
-use super::{ContainerError, Exec, ExecRequest, Exit, Observer, Process, Status};
+use super::{
+    ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan, Status,
+};
 use crate::agent_client::{AgentClient, AgentError};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
@@ -54,23 +56,29 @@ pub struct Follower {
     pub log: Logger,
     pub(super) going: Going,
     pub(super) mounts: HostMounts,
-    sandbox_id: String,
+    /// How large the machine is.
+    pub size: Arc<MachineSize>,
+    pub(super) sandbox_id: String,
     ports: Arc<AtomicU32>,
 }
 
 impl Follower {
-    /// For the machine and the agent of the sandbox `id`.
+    /// For the machine and the agent of the sandbox `id`, which are as `plan` says.
     pub fn new(
         id: &str,
         machine: Arc<Machine>,
         agent: AgentClient,
         observer: Arc<dyn Observer>,
         mounts: HostMounts,
+        plan: SizePlan,
         log: Logger,
     ) -> Self {
+        let agent = agent.guarding(Arc::clone(&machine));
+        let size = MachineSize::new(plan, Arc::clone(&machine), agent.clone(), log.clone());
         Self {
-            agent: agent.guarding(Arc::clone(&machine)),
+            agent,
             machine,
+            size: Arc::new(size),
             observer,
             log,
             going: Going::default(),
@@ -81,22 +89,26 @@ impl Follower {
     }
 
     /// Ports are never used again: a stream that comes late finds no listener.
+    pub(crate) fn next_port(&self) -> u32 {
+        self.ports.fetch_add(1, Ordering::Relaxed)
+    }
+
     async fn open(&self, stdio: &StdioPaths) -> Result<Streams, ContainerError> {
-        let next = || self.ports.fetch_add(1, Ordering::Relaxed);
-        Ok(Streams::open(stdio, &self.machine, next).await?)
+        Ok(Streams::open(stdio, &self.machine, || self.next_port()).await?)
     }
 
     /// An answer of the agent's, or why there is none.
-    pub(super) fn explained<T>(&self, answer: Result<T, AgentError>) -> Result<T, ContainerError> {
+    pub(crate) fn explained<T>(&self, answer: Result<T, AgentError>) -> Result<T, ContainerError> {
         answer.map_err(|error| self.explain(error.into()))
     }
 
     /// An agent that cannot be reached because its machine has ended is the machine's error.
-    pub(super) fn explain(&self, error: ContainerError) -> ContainerError {
+    pub(crate) fn explain(&self, error: ContainerError) -> ContainerError {
         match (error, self.machine.ended()) {
-            (ContainerError::Agent(_) | ContainerError::Streams(_), Some(end)) => {
-                ContainerError::MachineEnded(end.reason)
-            }
+            (
+                ContainerError::Agent(_) | ContainerError::Streams(_) | ContainerError::Resize(_),
+                Some(end),
+            ) => ContainerError::MachineEnded(end.reason),
             (error, _) => error,
         }
     }

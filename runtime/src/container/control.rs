@@ -67,7 +67,7 @@ impl Container {
         Ok(())
     }
 
-    /// Changes the limits that `resources` names.
+    /// Changes the limits that `resources` names, and the machine's size with them.
     pub async fn update(&self, mut resources: LinuxResources) -> Result<(), ContainerError> {
         if self.init().status() == Status::Stopped {
             let status = Status::Stopped.name();
@@ -77,7 +77,9 @@ impl Container {
         let mut request = UpdateContainerRequest::new();
         self.id().clone_into(&mut request.container_id);
         request.resources = serde_json::to_vec(&resources).map_err(SpecError::Json)?;
-        self.follower.explained(self.follower.agent.update_container(&request).await)
+        let apply = async { Ok(self.follower.agent.update_container(&request).await?) };
+        let changed = self.follower.size.with_limits(self.id(), |l| l.change(&resources), apply);
+        changed.await.map_err(|error| self.follower.explain(error))
     }
 
     /// What it uses, as the guest counts it.

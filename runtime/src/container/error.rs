@@ -1,6 +1,6 @@
 //! Why something asked of a container was not done.
 
-use super::HookError;
+use super::{HookError, ResizeError};
 use crate::agent_client::AgentError;
 use crate::io::StreamsError;
 use crate::resource::ResourceError;
@@ -44,6 +44,9 @@ pub enum ContainerError {
     /// Its streams could not be opened.
     #[error(transparent)]
     Streams(#[from] StreamsError),
+    /// The machine did not grow.
+    #[error("cannot make the sandbox's machine as large as the limits ask for")]
+    Resize(#[from] ResizeError),
     /// The agent refused or cannot be reached.
     #[error(transparent)]
     Agent(#[from] AgentError),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
 use serde::Serialize;
@@ -128,7 +128,9 @@ async fn run_one(hook: &Hook, state: &State, mounts: &HostMounts) -> Result<(), 
     match in_time {
         Ok(result) => result.map_err(fail)?,
         Err(_) => {
-            let _ = child.kill();
+            // Not waited for yet, so the number is still its group's: what it started goes too.
+            let group = i32::try_from(child.id()).map(Pid::from_raw);
+            let _ = group.map(|group| killpg(group, Signal::SIGKILL));
             let _ = child.wait();
             return Err(HookError::Late { path: path(), seconds: hook.timeout().unwrap_or(0) });
         }
@@ -175,6 +177,7 @@ fn start(
     let folder = if state.bundle.is_dir() { state.bundle.as_path() } else { Path::new("/") };
     command.current_dir(folder);
     command
+        .process_group(0)
         .stdin(input.try_clone()?)
         .stdout(File::create("/dev/null")?)
         .stderr(errors.try_clone()?);
@@ -247,8 +250,12 @@ mod tests {
         run_all(&hooks, &state, &mounts, &log).await;
         assert!(bundle.path().join("second").exists());
 
-        let late = run(&[hook("sleep 1000", Some(1))], &state, &mounts).await.unwrap_err();
+        let line = "sleep 1000 & echo $! > child; wait";
+        let late = run(&[hook(line, Some(1))], &state, &mounts).await.unwrap_err();
         assert_eq!(late.to_string(), "/bin/sh did not end within 1 s");
+        let child = Path::new("/proc").join(read("child").trim()).join("exe");
+        // Whoever adopts it may take its time to bury it.
+        assert!(std::fs::read_link(&child).is_err(), "{} is left", child.display());
         let missing: Hook = serde_json::from_value(json!({ "path": "/no/such" })).unwrap();
         let error = run(&[missing], &state, &mounts).await.unwrap_err();
         assert!(crate::chain(&error).starts_with("/no/such: no such file"), "{error}");

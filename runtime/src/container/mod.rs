@@ -22,11 +22,13 @@ mod exec;
 mod hooks;
 mod out_of_memory;
 mod process;
+mod size;
 
-pub use husk_agent_protocols::agent::StatContainerResponse as Statistics;
+pub use husk_agent_protocols::agent::{InterfaceUse, StatContainerResponse as Statistics};
 
 pub use container::{Container, CreateRequest, Follower, GuestProcess};
 pub use error::ContainerError;
 pub use exec::{Exec, ExecRequest};
 pub use hooks::{HookError, HostHooks, HostMounts};
 pub use process::{Exit, Happening, Observer, Process, Status};
+pub use size::{MachineSize, ResizeError, SizePlan};

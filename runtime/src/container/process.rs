@@ -1,5 +1,6 @@
 //! One process, from its creation to the news of its exit.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +17,14 @@ use crate::machine::Machine;
 /// The exit status of processes whose machine ended under them.
 const LOST: u32 = 255;
 
-/// How long after a broken connection the end of the machine is awaited: the one brings the other.
+/// How long a process may take to end once it has been killed.
+const KILL_END: Duration = Duration::from_secs(30);
+
+/// The signal that no process can refuse.
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+
+/// How long after a broken connection the end of the machine is awaited: the one brings the other. Else
+/// the guest has broken it, and its machine is ended.
 const MACHINE_END: Duration = Duration::from_secs(2);
 
 /// Where a process is in its life.
@@ -74,12 +82,18 @@ pub trait Observer: Send + Sync {
 pub struct Process {
     container_id: String,
     exec_id: String,
-    pid: u32,
+    /// Whether the sandbox is made for it and ends with it: a lone container, or a pod's pause container.
+    sandboxes_own: bool,
+    machine: Arc<Machine>,
     agent: AgentClient,
     streams: Mutex<Option<Arc<Streams>>>,
     started: Mutex<bool>,
     /// Held from before the start until it has been told: an exit is told after it.
     telling: tokio::sync::Mutex<()>,
+    /// Whether it was sent SIGKILL, with which the machine may end.
+    killed: AtomicBool,
+    /// Whether the guest has told of its end; its output may still be on the way.
+    gone: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
     observer: Arc<dyn Observer>,
     killer: Arc<OutOfMemory>,
@@ -103,22 +117,25 @@ impl Process {
         let process = Arc::new(Self {
             container_id: names.0.to_owned(),
             exec_id: names.1.to_owned(),
-            pid: machine.pid(),
+            sandboxes_own: names == (follower.sandbox_id.as_str(), ""),
+            machine,
             agent: follower.agent.clone(),
             streams: Mutex::new(Some(Arc::new(streams))),
             started: Mutex::new(false),
             telling: tokio::sync::Mutex::new(()),
+            killed: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
             exit: watch::Sender::new(None),
             observer: Arc::clone(&follower.observer),
             killer: Arc::clone(killer),
         });
-        tokio::spawn(Arc::clone(&process).run(machine, follower.log.clone()));
+        tokio::spawn(Arc::clone(&process).run(follower.log.clone()));
         process
     }
 
     /// The process id on the host: the machine's, for all processes in it.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.machine.pid()
     }
 
     /// Where it is in its life; that its container is paused only the container knows.
@@ -167,7 +184,7 @@ impl Process {
 
     fn tell_start(&self) {
         *lock(&self.started) = true;
-        self.observer.happened(&self.container_id, &self.exec_id, self.pid, Happening::Started);
+        self.observer.happened(&self.container_id, &self.exec_id, self.pid(), Happening::Started);
     }
 
     /// Sends a signal to it, or with `all` to all of the container.
@@ -175,8 +192,32 @@ impl Process {
         if self.exit().is_some() {
             return Err(ContainerError::Finished);
         }
-        self.agent.signal_process(&self.container_id, &self.exec_id, signal, all).await?;
-        Ok(())
+        let kills = signal == SIGKILL && self.sandboxes_own;
+        self.killed.fetch_or(kills, Ordering::Relaxed);
+        let sent = self.agent.signal_process(&self.container_id, &self.exec_id, signal, all).await;
+        match sent {
+            // No guest can refuse to die: what was made for this process alone goes with it.
+            Err(error @ (AgentError::Silent | AgentError::Lost(_))) if kills => {
+                self.machine.give_up(&format!("it was to be killed, and {error}"));
+                Ok(())
+            }
+            Ok(()) if kills => {
+                tokio::spawn(self.see_it_gone());
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
+    }
+
+    /// Gives the machine up if the guest does not let go of a process that was killed.
+    fn see_it_gone(&self) -> impl Future<Output = ()> + use<> {
+        let (mut gone, machine) = (self.gone.subscribe(), Arc::clone(&self.machine));
+        async move {
+            let gone = tokio::time::timeout(KILL_END, gone.wait_for(|gone| *gone)).await;
+            if gone.is_err() {
+                machine.give_up("a process was killed, and did not end");
+            }
+        }
     }
 
     /// Sets the size of its terminal.
@@ -200,12 +241,13 @@ impl Process {
         }
     }
 
-    async fn run(self: Arc<Self>, machine: Arc<Machine>, log: Logger) {
+    async fn run(self: Arc<Self>, log: Logger) {
         let waited = tokio::select! {
             biased;
             waited = self.agent.wait_process(&self.container_id, &self.exec_id) => waited,
-            end = machine.end() => Err(AgentError::Lost(end.reason)),
+            end = self.machine.end() => Err(AgentError::Lost(end.reason)),
         };
+        self.gone.send_replace(true);
         let exit = match waited {
             Ok(answer) => {
                 let streams = lock(&self.streams).clone();
@@ -218,11 +260,21 @@ impl Process {
             }
             Err(error) => {
                 // A connection may break shortly before the machine is seen to end.
-                let end = tokio::time::timeout(MACHINE_END, machine.end()).await;
-                let reason = end.map_or_else(|_| error.to_string(), |end| end.reason);
+                let end = tokio::time::timeout(MACHINE_END, self.machine.end()).await;
+                let reason = match (end, &error) {
+                    (Ok(end), _) => end.reason,
+                    (Err(_), AgentError::Refused { .. }) => error.to_string(),
+                    (Err(_), AgentError::Silent | AgentError::Lost(_)) => {
+                        // Or its processes would go on with nobody to tell of them.
+                        self.machine.give_up(&error.to_string());
+                        self.machine.end().await.reason
+                    }
+                };
                 warn!(log, "process lost"; "container" => &self.container_id,
                     "exec" => &self.exec_id, "reason" => reason);
-                Exit { status: LOST, at: SystemTime::now() }
+                let killed = self.killed.load(Ordering::Relaxed);
+                let status = if killed { 128 + SIGKILL } else { LOST };
+                Exit { status, at: SystemTime::now() }
             }
         };
         let telling = self.telling.lock().await;
@@ -234,6 +286,6 @@ impl Process {
     }
 
     fn tell(&self, happening: Happening) {
-        self.observer.happened(&self.container_id, &self.exec_id, self.pid, happening);
+        self.observer.happened(&self.container_id, &self.exec_id, self.pid(), happening);
     }
 }

@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use husk_control::{
-    EndReason, Event, MachineMessage, MachineRequest, Packet, PacketError, Reply, Request,
+    EndReason, Event, MachineMessage, MachineRequest, NetworkDevice, Packet, PacketError, Reply,
+    Request,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use slog::{Logger, info, warn};
@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::pidfd::watched_fd;
-use super::{Child, MachineError, NetworkNamespace, Role};
+use super::{Child, MachineError, NetworkNamespace, Program, Role};
 use crate::error::chain;
 use crate::lock::lock;
 
@@ -62,13 +62,15 @@ struct Shared {
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>,
     listeners: Mutex<HashMap<u32, oneshot::Sender<OwnedFd>>>,
     kill: tokio::sync::Notify,
+    /// Why it was given up, if it was.
+    given_up: Mutex<Option<String>>,
     end: watch::Sender<Option<MachineEnd>>,
 }
 
 impl Machine {
     /// Starts the process; the machine itself comes with [`MachineRequest::Boot`].
     pub fn start(
-        program: &Path,
+        program: Program<'_>,
         network: &NetworkNamespace,
         log: &Logger,
     ) -> Result<Self, MachineError> {
@@ -78,7 +80,7 @@ impl Machine {
     }
 
     /// Over a control socket that is already there; `life` ends with the process and says how.
-    pub(crate) fn over<F, L>(
+    pub fn over<F, L>(
         socket: OwnedFd,
         pid: u32,
         life: F,
@@ -94,6 +96,7 @@ impl Machine {
             waiting: Mutex::default(),
             listeners: Mutex::default(),
             kill: tokio::sync::Notify::new(),
+            given_up: Mutex::default(),
             end: watch::Sender::new(None),
         });
         let kill = Arc::new(tokio::sync::Notify::new());
@@ -136,6 +139,37 @@ impl Machine {
         }
     }
 
+    /// Plugs a network device into the running machine; the descriptors are those the device names
+    /// by their position.
+    pub async fn add_network(
+        &self,
+        device: NetworkDevice,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), MachineError> {
+        self.done(MachineRequest::AddNetwork(device), descriptors).await
+    }
+
+    /// Unplugs a network device, which the guest should have let go of.
+    pub async fn remove_network(&self, id: &str) -> Result<(), MachineError> {
+        self.done(MachineRequest::RemoveNetwork { id: id.to_owned() }, &[]).await
+    }
+
+    /// Tells the guest that a network device's link has come up or gone down.
+    pub async fn set_link(&self, id: &str, up: bool) -> Result<(), MachineError> {
+        self.done(MachineRequest::SetLink { id: id.to_owned(), up }, &[]).await
+    }
+
+    async fn done(
+        &self,
+        request: MachineRequest,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), MachineError> {
+        match self.request(request, descriptors).await? {
+            Reply::Done => Ok(()),
+            _ => Err(MachineError::WrongAnswer),
+        }
+    }
+
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<MachineEnd> {
         self.shared.end.borrow().clone()
@@ -154,6 +188,13 @@ impl Machine {
     /// Ends the process at once.
     pub fn kill(&self) {
         self.shared.kill.notify_one();
+    }
+
+    /// Ends the process at once, because its guest can no longer be trusted to do as it is told: `reason`
+    /// says how that showed.
+    pub fn give_up(&self, reason: &str) {
+        lock(&self.shared.given_up).get_or_insert_with(|| reason.to_owned());
+        self.kill();
     }
 
     async fn ask(
@@ -223,8 +264,11 @@ impl Shared {
                 }
             }
         };
-        let Told { reason, expected, .. } = told;
-        let reason = reason.map_or(how, |reason| reason.to_string());
+        let Told { reason, mut expected, .. } = told;
+        let mut reason = reason.map_or(how, |reason| reason.to_string());
+        if let Some(given_up) = lock(&self.given_up).take() {
+            (reason, expected) = (given_up, false);
+        }
         if expected {
             info!(log, "machine ended"; "reason" => &reason);
         } else {
@@ -315,7 +359,7 @@ pub(super) fn watched(socket: OwnedFd) -> Result<AsyncFd<OwnedFd>, MachineError>
         .map_err(|source| MachineError::Watch { program: "husk-vmm".into(), source })
 }
 
-pub(super) async fn send<T: serde::Serialize>(
+pub(crate) async fn send<T: serde::Serialize>(
     socket: &AsyncFd<OwnedFd>,
     message: &T,
     descriptors: &[BorrowedFd<'_>],
@@ -330,7 +374,7 @@ pub(super) async fn send<T: serde::Serialize>(
     }
 }
 
-pub(super) async fn receive<T: serde::de::DeserializeOwned>(
+pub(crate) async fn receive<T: serde::de::DeserializeOwned>(
     socket: &AsyncFd<OwnedFd>,
 ) -> Result<Option<Packet<T>>, PacketError> {
     loop {
@@ -384,6 +428,46 @@ pub(crate) mod tests {
         assert!(matches!(refused, Err(MachineError::Refused(text)) if text == "no"));
         stream.unwrap().await.unwrap();
         drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn network_devices_come_change_and_go() {
+        let (machine, theirs, _dead) = machine();
+        let peer = tokio::task::spawn_blocking(move || {
+            let mut asked = Vec::new();
+            for _ in 0..3 {
+                let request = next(&theirs);
+                let reply = MachineMessage::Reply { id: request.id, result: Ok(Reply::Done) };
+                husk_control::send(&theirs, &reply, &[]).unwrap();
+                asked.push(request.request);
+            }
+            let request = next(&theirs);
+            let reply = MachineMessage::Reply { id: request.id, result: Ok(Reply::Connected) };
+            husk_control::send(&theirs, &reply, &[]).unwrap();
+            asked
+        });
+        let device = NetworkDevice {
+            id: "eth0".to_owned(),
+            queues: vec![0],
+            vhost: Vec::new(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: Some(1450),
+            receive_limit: None,
+            send_limit: None,
+        };
+        let tap = std::fs::File::open("/dev/null").unwrap();
+        machine.add_network(device.clone(), &[tap.as_fd()]).await.unwrap();
+        machine.set_link("eth0", false).await.unwrap();
+        machine.remove_network("eth0").await.unwrap();
+        let odd = machine.remove_network("eth0").await;
+        assert!(matches!(odd, Err(MachineError::WrongAnswer)));
+        let id = "eth0".to_owned();
+        let expected = [
+            MachineRequest::AddNetwork(device),
+            MachineRequest::SetLink { id: id.clone(), up: false },
+            MachineRequest::RemoveNetwork { id },
+        ];
+        assert_eq!(peer.await.unwrap(), expected);
     }
 
     #[tokio::test]

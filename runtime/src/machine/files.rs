@@ -1,7 +1,6 @@
 //! The file server process.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use super::client::{receive, send, watched};
-use super::{Child, MachineError, NetworkNamespace, Role};
-
-/// How long it may take to begin to serve.
-const START: Duration = Duration::from_secs(10);
+use super::{Child, MachineError, NetworkNamespace, Program, Role};
 
 /// A file server; dropping ends it.
 #[derive(Debug)]
@@ -27,11 +23,12 @@ pub struct FileServer {
 }
 
 impl FileServer {
-    /// Starts a server of `folder` on `channels` and waits until it serves.
+    /// Starts a server of `folder` on `channels` and waits until it serves, at most for `limit`.
     pub async fn start(
-        program: &Path,
+        program: Program<'_>,
         folder: BorrowedFd<'_>,
         channels: &[OwnedFd],
+        limit: Duration,
         log: &Logger,
     ) -> Result<Self, MachineError> {
         let (child, socket) =
@@ -42,7 +39,7 @@ impl FileServer {
         let config =
             FilesConfig { folder: 0, channels: (1..descriptors.len()).collect(), vhost_user: None };
         send(&socket, &FilesRequest::Serve(config), &descriptors).await?;
-        let answer = tokio::time::timeout(START, receive::<FilesMessage>(&socket)).await;
+        let answer = tokio::time::timeout(limit, receive::<FilesMessage>(&socket)).await;
         match answer {
             Ok(Ok(Some(packet))) => match packet.message {
                 FilesMessage::Serving => {}
@@ -53,7 +50,9 @@ impl FileServer {
             Ok(Ok(None)) => return Err(MachineError::Ended(child.exited().await)),
             Ok(Err(error)) => return Err(MachineError::Control(error)),
             Err(_) => {
-                let silence = format!("the file server does not serve after {START:?}");
+                let silence = format!(
+                    "the file server does not serve after {limit:?} (machine.start_timeout)"
+                );
                 return Err(MachineError::Refused(silence));
             }
         }

@@ -8,9 +8,10 @@ mod pidfd;
 mod process;
 
 pub use client::{Machine, MachineEnd};
+pub(crate) use client::{receive, send};
 pub use error::MachineError;
 pub use files::FileServer;
 pub use network::NetworkNamespace;
 pub use pidfd::PidFd;
 pub(crate) use pidfd::watched_fd;
-pub use process::{Child, Role};
+pub use process::{Child, Program, Role};

@@ -11,6 +11,7 @@ use std::time::Duration;
 use husk_control::CONTROL_FD;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, unshare};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 
 use super::pidfd::watched_fd;
 use super::{MachineError, NetworkNamespace, PidFd};
+use crate::apart::apart;
 use crate::lock::lock;
 
 /// Bytes of a process's error output kept for the error message.
@@ -45,10 +47,10 @@ pub enum Role {
 }
 
 impl Role {
-    const fn argument(self) -> &'static std::ffi::CStr {
+    const fn argument(self) -> &'static [u8] {
         match self {
-            Self::Machine => c"machine",
-            Self::Files => c"files",
+            Self::Machine => b"machine",
+            Self::Files => b"files",
         }
     }
 
@@ -59,6 +61,15 @@ impl Role {
             Self::Files => "file server",
         }
     }
+}
+
+/// The program `husk-vmm`, as the settings have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Program<'a> {
+    /// Where it is.
+    pub path: &'a Path,
+    /// Walls of its jail that this host may lack.
+    pub accept_missing: &'a [String],
 }
 
 /// A child process. It ends by itself when its control socket closes; dropping kills it.
@@ -75,17 +86,23 @@ pub struct Child {
 impl Child {
     /// Starts `program` in `role` and returns it with our end of its control socket.
     pub fn spawn(
-        program: &Path,
+        program: Program<'_>,
         role: Role,
         network: &NetworkNamespace,
         log: &Logger,
     ) -> Result<(Self, OwnedFd), MachineError> {
         let (ours, theirs) = husk_control::socket_pair().map_err(MachineError::Control)?;
-        let fail = |source| MachineError::Spawn { program: program.to_path_buf(), source };
+        let fail = |source| MachineError::Spawn { program: program.path.to_path_buf(), source };
         let (errors, errors_in) = pipe2(OFlag::O_CLOEXEC).map_err(fail)?;
-        let pid = network.within(|| spawn(program, role, &theirs, &errors_in)).map_err(fail)?;
+        let spawned = apart(|| {
+            network.enter()?;
+            // What it is taken over by sees no process but its own. `unshare` moves children only.
+            unshare(CloneFlags::CLONE_NEWPID)?;
+            spawn(program, role, &theirs, &errors_in)
+        });
+        let pid = spawned.map_err(fail)?;
         drop((theirs, errors_in));
-        let watch = |source| MachineError::Watch { program: program.to_path_buf(), source };
+        let watch = |source| MachineError::Watch { program: program.path.to_path_buf(), source };
         let pidfd = PidFd::open(pid).and_then(watched_fd).map_err(watch)?;
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let errors = pipe::Receiver::from_owned_fd(errors).map_err(watch)?;
@@ -198,7 +215,12 @@ fn relay(line: &str, role: Role, log: &Logger) {
 }
 
 /// `posix_spawn` shares our memory until the exec: no page tables are copied.
-fn spawn(program: &Path, role: Role, control: &OwnedFd, errors: &OwnedFd) -> Result<Pid, Errno> {
+fn spawn(
+    program: Program<'_>,
+    role: Role,
+    control: &OwnedFd,
+    errors: &OwnedFd,
+) -> Result<Pid, Errno> {
     let mut actions = PosixSpawnFileActions::init()?;
     actions.add_open(0, c"/dev/null", OFlag::O_RDONLY, Mode::empty())?;
     actions.add_open(1, c"/dev/null", OFlag::O_WRONLY, Mode::empty())?;
@@ -213,9 +235,13 @@ fn spawn(program: &Path, role: Role, control: &OwnedFd, errors: &OwnedFd) -> Res
     attributes.set_flags(
         PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
     )?;
-    let name = CString::new(program.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let arguments = [name.as_c_str(), role.argument()];
-    posix_spawn(program, &actions, &attributes, &arguments, &[] as &[&std::ffi::CStr])
+    let mut arguments = vec![program.path.as_os_str().as_bytes(), role.argument()];
+    for wall in program.accept_missing {
+        arguments.extend([b"--accept-missing", wall.as_bytes()]);
+    }
+    let arguments = arguments.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let arguments = arguments.map_err(|_| Errno::EINVAL)?;
+    posix_spawn(program.path, &actions, &attributes, &arguments, &[] as &[&std::ffi::CStr])
 }
 
 /// Keeps the tail of the error output and logs its lines, up to a limit.
@@ -260,22 +286,20 @@ mod tests {
         Logger::root(slog::Discard, slog::o!())
     }
 
+    fn start(path: &str, role: Role) -> Result<(Child, OwnedFd), MachineError> {
+        let program = Program { path: Path::new(path), accept_missing: &[] };
+        Child::spawn(program, role, &NetworkNamespace::Inherited, &log())
+    }
+
     #[tokio::test]
     async fn a_missing_program_is_named() {
-        let error = Child::spawn(
-            Path::new("/nowhere/husk-vmm"),
-            Role::Machine,
-            &NetworkNamespace::Inherited,
-            &log(),
-        );
+        let error = start("/nowhere/husk-vmm", Role::Machine);
         assert_eq!(error.unwrap_err().to_string(), "cannot start /nowhere/husk-vmm");
     }
 
     #[tokio::test]
     async fn says_how_it_ended() {
-        let (child, _control) =
-            Child::spawn(Path::new("/bin/ls"), Role::Files, &NetworkNamespace::Inherited, &log())
-                .unwrap();
+        let (child, _control) = start("/bin/ls", Role::Files).unwrap();
         let how = child.exited().await;
         assert!(how.contains("the file server process ended with status 2: "), "{how}");
         assert!(how.contains("files"), "{how}");
@@ -290,15 +314,28 @@ mod tests {
         assert_eq!(last_word(" "), None);
     }
 
-    #[tokio::test]
-    async fn can_be_killed() {
+    fn script(text: &str) -> (Child, OwnedFd, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("sleeper");
-        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        let program = folder.path().join("script");
+        std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).unwrap();
-        let (child, _control) =
-            Child::spawn(&program, Role::Machine, &NetworkNamespace::Inherited, &log()).unwrap();
+        let (child, control) = start(program.to_str().unwrap(), Role::Machine).unwrap();
+        // The shell has yet to open it.
+        (child, control, folder)
+    }
+
+    #[tokio::test]
+    async fn sees_no_process_but_itself() {
+        let (child, _control, _folder) = script("echo this is $$ >&2; kill -0 2; exit 3");
+        let how = child.exited().await;
+        assert!(how.contains("with status 3: this is 1; "), "{how}");
+        assert!(how.contains("No such process"), "{how}");
+    }
+
+    #[tokio::test]
+    async fn can_be_killed() {
+        let (child, _control, _folder) = script("exec sleep 1000");
         child.kill();
         assert_eq!(child.exited().await, "the machine process ended by SIGKILL");
     }

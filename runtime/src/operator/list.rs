@@ -139,7 +139,9 @@ mod tests {
         let folder = root.join("ns").join(id);
         fs::create_dir_all(folder.join("share").join(VOLUMES)).unwrap();
         fs::create_dir(folder.join("share/c1")).unwrap();
-        Record { processes, socket: None, cgroups: Vec::new() }.write(&folder).unwrap();
+        Record { processes, socket: None, cgroups: Vec::new(), network: None }
+            .write(&folder)
+            .unwrap();
     }
 
     #[test]

@@ -4,23 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::list;
-use crate::state::sandbox_folder;
+use super::find::{FindError, find};
 
 /// Why there is no log to see.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
-    /// No such sandbox.
-    #[error("there is no sandbox {0}; `husk ps` lists them")]
-    None(String),
-    /// More than one, in several namespaces.
-    #[error("there are sandboxes {id} in the namespaces {namespaces}; choose by --namespace")]
-    Several {
-        /// Which.
-        id: String,
-        /// Where.
-        namespaces: String,
-    },
+    /// There is no such sandbox, or more than one.
+    #[error(transparent)]
+    Find(#[from] FindError),
     /// It has no console.
     #[error(
         "the sandbox has no console: start it with `guest.console = true` in husk.toml, or with the \
@@ -41,22 +32,8 @@ pub enum LogsError {
 /// Opens the console's log of sandbox `id`, whose name may be shortened if that is clear.
 pub fn console(root: &Path, namespace: Option<&str>, id: &str) -> Result<File, LogsError> {
     let read = |path: &Path, source| LogsError::Read { path: path.to_owned(), source };
-    let mut found = list(root).map_err(|source| read(root, source))?;
-    found.retain(|one| namespace.is_none_or(|name| one.namespace == name));
-    if found.iter().any(|one| one.id == id) {
-        found.retain(|one| one.id == id);
-    } else {
-        found.retain(|one| !id.is_empty() && one.id.starts_with(id));
-    }
-    let one = match found.as_slice() {
-        [] => return Err(LogsError::None(id.to_owned())),
-        [one] => one,
-        several => {
-            let names: Vec<_> = several.iter().map(|one| one.namespace.as_str()).collect();
-            return Err(LogsError::Several { id: id.to_owned(), namespaces: names.join(", ") });
-        }
-    };
-    let path = sandbox_folder(root, &one.namespace, &one.id).join("console.log");
+    let (_, folder) = find(root, namespace, id)?;
+    let path = folder.join("console.log");
     File::open(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => LogsError::NoConsole,
         _ => read(&path, error),
@@ -68,7 +45,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::state::{ProcessRecord, Record};
+    use crate::state::{ProcessRecord, Record, sandbox_folder};
 
     #[test]
     fn a_console_is_found_by_a_clear_name() {
@@ -77,7 +54,8 @@ mod tests {
         for (namespace, id) in [("a", "first"), ("b", "first"), ("b", "firsthand"), ("b", "mute")] {
             let folder = sandbox_folder(root.path(), namespace, id);
             std::fs::create_dir_all(&folder).unwrap();
-            let record = Record { processes: vec![own], socket: None, cgroups: Vec::new() };
+            let processes = vec![own];
+            let record = Record { processes, socket: None, cgroups: Vec::new(), network: None };
             record.write(&folder).unwrap();
             if id != "mute" {
                 std::fs::write(folder.join("console.log"), format!("{namespace}/{id}")).unwrap();

@@ -7,6 +7,7 @@
 mod cgroup;
 mod folder;
 mod mount_options;
+pub mod network;
 mod rootfs;
 mod share;
 mod sizing;
@@ -18,6 +19,6 @@ pub use folder::Folder;
 pub use mount_options::{MountOptions, MountOptionsError};
 pub use rootfs::{Rootfs, RootfsMount};
 pub use share::{ContainerShare, ResourceError};
-pub use sizing::{Limits, Sizing, sizing};
+pub use sizing::{Limits, Sizing, SizingRules};
 pub use volume::{Volume, VolumeKind};
 pub use volumes::{SharedVolume, VOLUMES, Volumes};

@@ -6,11 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use husk_agent_protocols::agent::NetworkState;
 use husk_configuration::Configuration;
 use husk_control::{BootConfig, Console, DEFAULT_COMMAND_LINE, SharedFolder};
 
 use super::SandboxError;
-use crate::resource::{Limits, sizing};
+use super::network::BootNetwork;
+use crate::container::SizePlan;
 
 /// The virtio-fs tag of the shared folder.
 pub(super) const SHARE_TAG: &str = "husk";
@@ -29,6 +31,7 @@ pub(super) struct BootParts {
     console: Option<File>,
     /// The machine's ends of the courier channels.
     channels: Vec<OwnedFd>,
+    network: Vec<OwnedFd>,
     config: BootConfig,
     /// Where the console is logged.
     pub(super) console_log: Option<PathBuf>,
@@ -38,7 +41,7 @@ impl BootParts {
     /// Opens everything; returns also the file server's ends of the channels.
     pub(super) fn open(
         configuration: &Configuration,
-        limits: Limits,
+        plan: &SizePlan,
         folder: &Path,
     ) -> Result<(Self, Vec<OwnedFd>), SandboxError> {
         let kernel = configuration.open_kernel()?;
@@ -60,7 +63,7 @@ impl BootParts {
             channels.push(OwnedFd::from(ours));
             server.push(OwnedFd::from(theirs));
         }
-        let size = sizing(configuration, limits);
+        let (size, room) = (plan.booted, plan.rules.room(plan.booted));
         let first_channel = if console.is_some() { 4 } else { 3 };
         let config = BootConfig {
             kvm: 0,
@@ -69,6 +72,8 @@ impl BootParts {
             command_line: command_line(configuration),
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            max_vcpus: room.vcpus,
+            max_memory_mib: room.memory_mib,
             console: console
                 .is_some()
                 .then(|| Console { log: 3, limit: configuration.guest.console_limit.bytes() }),
@@ -76,8 +81,22 @@ impl BootParts {
                 tag: SHARE_TAG.to_owned(),
                 channels: (first_channel..first_channel + channels.len()).collect(),
             }),
+            network: Vec::new(),
         };
-        Ok((Self { kvm, kernel, initrd, console, channels, config, console_log }, server))
+        let network = Vec::new();
+        Ok((Self { kvm, kernel, initrd, console, channels, network, config, console_log }, server))
+    }
+
+    /// Takes in the devices of the network that was found.
+    pub(super) fn connect(&mut self, boot: BootNetwork) -> NetworkState {
+        self.config.network = boot.devices_from(self.descriptors().len());
+        self.network = boot.descriptors;
+        boot.state
+    }
+
+    /// How many virtual CPUs the machine gets.
+    pub(super) fn vcpus(&self) -> u8 {
+        self.config.vcpus
     }
 
     pub(super) fn config(&self) -> BootConfig {
@@ -89,6 +108,7 @@ impl BootParts {
         let mut list = vec![self.kvm.as_fd(), self.kernel.as_fd(), self.initrd.as_fd()];
         list.extend(self.console.iter().map(AsFd::as_fd));
         list.extend(self.channels.iter().map(AsFd::as_fd));
+        list.extend(self.network.iter().map(AsFd::as_fd));
         list
     }
 }
@@ -140,6 +160,7 @@ pub(super) fn last_words(console_log: Option<&Path>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::{Limits, SizingRules};
 
     #[test]
     fn the_command_line_takes_what_the_settings_add() {
@@ -167,8 +188,9 @@ mod tests {
     fn a_missing_kernel_is_named() {
         let mut configuration = Configuration::default();
         configuration.guest.kernel = "/nowhere/vmlinux".into();
-        let error =
-            BootParts::open(&configuration, Limits::default(), Path::new("/")).err().unwrap();
+        let rules = SizingRules::new(&configuration, Limits::default());
+        let plan = SizePlan { booted: rules.size([]), rules };
+        let error = BootParts::open(&configuration, &plan, Path::new("/")).err().unwrap();
         let SandboxError::Configuration(error) = error else { panic!("{error}") };
         assert!(error.to_string().contains("/nowhere/vmlinux"), "{error}");
     }

@@ -6,22 +6,26 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use husk_agent_protocols::AGENT_PORT;
-use husk_agent_protocols::agent::StartSandboxRequest;
+use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
 use husk_control::MachineRequest;
-use slog::{Logger, info};
+use oci_spec::runtime::Spec;
+use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
 
 use super::boot::{BootParts, SHARE_TAG, last_words};
-use super::{Sandbox, SandboxError};
-use crate::agent_client::AgentClient;
-use crate::container::{Follower, HostMounts, Observer};
-use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace};
-use crate::resource::{Folder, HostCgroup, Limits, VOLUMES, Volumes};
+use super::etc::WrittenEtc;
+use super::network::{SandboxNetwork, check_namespace};
+use super::{EtcFiles, Sandbox, SandboxError};
+use crate::agent_client::{AgentClient, tame};
+use crate::container::{Follower, HostMounts, Observer, SizePlan};
+use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
+use crate::resource::{Folder, HostCgroup, Limits, SizingRules, VOLUMES, Volumes};
+use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
 /// Bytes of the host's randomness for the guest's pool.
@@ -46,12 +50,16 @@ pub struct SandboxRequest {
     pub sysctls: BTreeMap<String, String>,
     /// Bytes of the memory that the containers of a pod share; 0 for the default.
     pub shared_memory: u64,
+    /// What its containers find in `/etc`, if that is not laid out by whoever starts them.
+    pub etc: Option<EtcFiles>,
     /// Where its processes are counted on the host, as the spec's `cgroupsPath` says it.
     pub cgroup: Option<String>,
     /// The network namespace of the machine's process.
     pub network: NetworkNamespace,
-    /// What its containers may use together, to size the machine by.
+    /// What its first container may use, to size the machine by.
     pub limits: Limits,
+    /// What all of its containers may use together, if it is a pod for which that is said.
+    pub pod_limits: Limits,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -63,6 +71,7 @@ pub struct SandboxRequest {
 pub(super) struct Place {
     // In the order of dropping.
     volumes: Arc<Volumes>,
+    etc: Option<WrittenEtc>,
     share: Folder,
     folder: Folder,
     namespace: PathBuf,
@@ -92,7 +101,12 @@ impl Place {
             .map_err(|source| SandboxError::Folder { path: share.path().to_owned(), source })?;
         let root = request.root.clone();
         let volumes = Arc::new(volumes);
-        let mut place = Self { volumes, share, folder, namespace, root, cgroup: None };
+        let mut place = Self { volumes, etc: None, share, folder, namespace, root, cgroup: None };
+        if let Some(files) = &request.etc {
+            let path = place.path().join("etc");
+            let written = WrittenEtc::write(path.clone(), files);
+            place.etc = Some(written.map_err(|source| SandboxError::Folder { path, source })?);
+        }
         let name = request.cgroup.as_deref().filter(|name| !name.is_empty());
         place.cgroup = name.map(HostCgroup::of).transpose()?;
         // Before there is anything to clear up.
@@ -108,13 +122,26 @@ impl Place {
         let pids = others.iter().copied().chain([std::process::id()]);
         let processes = pids.filter_map(ProcessRecord::of).collect();
         let cgroups = self.cgroup.as_ref().map(HostCgroup::folders).unwrap_or_default();
-        Record { processes, socket: request.socket.clone(), cgroups }.write(self.path())?;
+        let network = match &request.network {
+            NetworkNamespace::At(path) => Some(path.clone()),
+            // One of the machine's own goes with it.
+            NetworkNamespace::New | NetworkNamespace::Inherited => None,
+        };
+        let socket = request.socket.clone();
+        Record { processes, socket, cgroups, network }.write(self.path())?;
         Ok(())
     }
 
     /// Where containers lay out their files, and the volumes they share.
     pub(super) fn parts(&self) -> (PathBuf, Arc<Volumes>) {
         (self.share.path().to_owned(), Arc::clone(&self.volumes))
+    }
+
+    /// Adds to a container's spec what the sandbox lays out for its containers.
+    pub(super) fn complete(&self, id: &str, spec: &mut Spec) {
+        if let Some(etc) = &self.etc {
+            etc.complete(id, spec);
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -126,6 +153,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         Record::remove(self.path());
         let _ = std::fs::remove_file(self.path().join("console.log"));
+        drop(self.etc.take());
         // Fields are dropped after this; removing twice does no harm.
         let _ = std::fs::remove_dir(self.share.path().join(VOLUMES));
         let _ = std::fs::remove_dir(self.share.path());
@@ -143,31 +171,39 @@ impl Sandbox {
         log: &Logger,
     ) -> Result<Arc<Self>, SandboxError> {
         let configuration = request.configuration.clone().with_annotations(&request.annotations)?;
-        let program = configuration.vmm_program()?;
+        let program = Program {
+            path: configuration.vmm_program()?,
+            accept_missing: &configuration.machine.accept_missing,
+        };
+        check_namespace(&request.network)?;
         let place = Place::create(&request)?;
-        let (parts, channels) = BootParts::open(&configuration, request.limits, place.path())?;
+        let rules = SizingRules::new(&configuration, request.pod_limits);
+        let plan = SizePlan { booted: rules.size([&request.limits]), rules };
+        let (mut parts, channels) = BootParts::open(&configuration, &plan, place.path())?;
         let machine = Arc::new(
             Machine::start(program, &request.network, log).map_err(SandboxError::Machine)?,
         );
+        let network = SandboxNetwork::open(&machine, &configuration.network, parts.vcpus(), log);
+        let network = Arc::new(network.map_err(SandboxError::Network)?);
+        // Outside, so that it can be waited for whatever fails.
+        let served = OnceLock::new();
         let sandbox = async {
+            let laid = network.at_boot().await.map_err(SandboxError::Network)?;
+            let laid = parts.connect(laid);
             let share = open_folder(place.share.path())?;
-            let (agent, files) = tokio::try_join!(
-                boot(&machine, &parts, &configuration),
-                serve(program, &share, channels, log),
-            )?;
-            let started = async {
-                place.write_record(&request, &[machine.pid(), files.pid()])?;
-                let started = start_sandbox(&agent, &request);
-                lost_or(&machine, &parts, started).await?.map_err(SandboxError::Agent)
+            let limit = Duration::from_secs(configuration.machine.start_timeout.into());
+            let serving = async {
+                let files = FileServer::start(program, share.as_fd(), &channels, limit, log).await;
+                let files = Arc::new(files.map_err(SandboxError::Machine)?);
+                Ok(Arc::clone(served.get_or_init(|| files)))
             };
-            match started.await {
-                Ok(release) => info!(log, "sandbox ready"; "guest" => release),
-                Err(error) => {
-                    files.kill();
-                    files.end().await;
-                    return Err(error);
-                }
-            }
+            let (agent, files) = tokio::try_join!(boot(&machine, &parts, &configuration), serving)?;
+            place.write_record(&request, &[machine.pid(), files.pid()])?;
+            let started = start_sandbox(&agent, &request, laid);
+            let started = lost_or(&machine, &parts, started).await?;
+            let (release, refused) = started.map_err(SandboxError::Agent)?;
+            network.warn_of(&refused);
+            info!(log, "sandbox ready"; "guest" => release);
             Ok((agent, files))
         };
         match sandbox.await {
@@ -178,14 +214,25 @@ impl Sandbox {
                     agent,
                     observer,
                     request.mounts,
+                    plan,
                     log.clone(),
                 );
-                Ok(Sandbox::new(follower, files, place, log))
+                // In a namespace of the sandbox's own nobody can dial.
+                if matches!(request.network, NetworkNamespace::At(_)) {
+                    network.forward(follower.clone());
+                }
+                let door = open_door(&configuration, &place, &follower, log);
+                Ok(Sandbox::new(follower, files, place, network, door, log))
             }
             Err(error) => {
-                // Gone before the folder goes and before anyone hears of the error.
+                // Gone before the folder and the cgroup go, and before anyone hears of the error.
                 machine.kill();
                 machine.end().await;
+                if let Some(files) = served.get() {
+                    files.kill();
+                    files.end().await;
+                }
+                network.end().await;
                 drop(place);
                 Err(error)
             }
@@ -224,15 +271,6 @@ async fn boot(
         .map_err(|source| SandboxError::Folder { path: "the agent's stream".into(), source })
 }
 
-async fn serve(
-    program: &Path,
-    share: &File,
-    channels: Vec<std::os::fd::OwnedFd>,
-    log: &Logger,
-) -> Result<FileServer, SandboxError> {
-    FileServer::start(program, share.as_fd(), &channels, log).await.map_err(SandboxError::Machine)
-}
-
 /// The result of `call`, unless the machine ends before.
 async fn lost_or<T>(
     machine: &Machine,
@@ -252,7 +290,8 @@ async fn lost_or<T>(
 async fn start_sandbox(
     agent: &AgentClient,
     request: &SandboxRequest,
-) -> Result<String, crate::agent_client::AgentError> {
+    network: NetworkState,
+) -> Result<(String, Vec<String>), crate::agent_client::AgentError> {
     let mut call = StartSandboxRequest::new();
     call.sandbox_id.clone_from(&request.id);
     // Like under runc, where a container without a name of its own has the host's.
@@ -266,7 +305,23 @@ async fn start_sandbox(
     call.entropy = entropy().unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     call.clock_nanoseconds = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-    Ok(agent.start_sandbox(&call).await?.kernel_release)
+    call.network = Some(network).into();
+    let answer = agent.start_sandbox(&call).await?;
+    Ok((answer.kernel_release, tame(answer.network_refused)))
+}
+
+/// Where shells are asked for, if they are allowed. A sandbox does without rather than not at all.
+fn open_door(
+    configuration: &Configuration,
+    place: &Place,
+    follower: &Follower,
+    log: &Logger,
+) -> Option<ShellDoor> {
+    if !configuration.guest.debug_shell {
+        return None;
+    }
+    let door = ShellDoor::open(place.path(), follower.clone(), log);
+    door.inspect_err(|error| warn!(log, "no door for shells"; "error" => %error)).ok()
 }
 
 fn entropy() -> io::Result<Vec<u8>> {

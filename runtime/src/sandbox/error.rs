@@ -8,11 +8,15 @@ use husk_configuration::ConfigurationError;
 use crate::agent_client::AgentError;
 use crate::machine::MachineError;
 use crate::resource::CgroupError;
+use crate::resource::network::NetworkError;
 use crate::state::RecordError;
 
 /// Why a sandbox could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
+    /// Nobody has said yet what the sandbox is to be.
+    #[error("no sandbox has been created in this shim")]
+    Unasked,
     /// The settings.
     #[error("Husk's configuration")]
     Configuration(#[from] ConfigurationError),
@@ -34,6 +38,24 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// No network namespace of its own.
+    #[error(
+        "the host's network cannot be a microVM's: start it with a network of its own \
+         (without --net-host, --network host, hostNetwork: true)"
+    )]
+    HostNetwork,
+    /// A network that is another container's.
+    #[error(
+        "the network namespace {path} belongs to another container, and a microVM cannot share \
+         it: put the two into one pod"
+    )]
+    ForeignNetwork {
+        /// The namespace.
+        path: PathBuf,
+    },
+    /// The network namespace could not be looked into.
+    #[error("cannot look into the sandbox's network")]
+    Network(#[source] NetworkError),
     /// The cgroup of its processes.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -4,6 +4,7 @@
 //!   Sandbox::create            each step owns its undo: dropping the parts made so far ends them
 //!     folder    /run/husk/<namespace>/<id>, with `share`
 //!     machine   process started, Listen(agent), Boot      ┐ at the same time
+//!     network   what is in the machine's namespace joined with taps
 //!     files     process started, Serve                    ┘
 //!     agent     dials in ─▶ StartSandbox
 //!         ▼
@@ -15,11 +16,15 @@
 mod boot;
 mod create;
 mod error;
+mod etc;
+mod forward;
+mod network;
 #[expect(clippy::module_inception, reason = "a sandbox is what the folder is about")]
 mod sandbox;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use create::SandboxRequest;
 pub use error::SandboxError;
+pub use etc::EtcFiles;
 pub use sandbox::Sandbox;

@@ -4,13 +4,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use husk_agent_protocols::agent::DiskUse;
 use husk_control::MachineRequest;
 use slog::{Logger, info, warn};
 
 use super::create::Place;
-use crate::container::{Container, ContainerError, CreateRequest, Exit, Follower};
+use super::network::SandboxNetwork;
+use crate::container::{Container, ContainerError, CreateRequest, Exit, Follower, Statistics};
+use crate::error::chain;
 use crate::lock::lock;
-use crate::machine::FileServer;
+use crate::machine::{FileServer, MachineEnd};
+use crate::resource::Limits;
+use crate::shell::ShellDoor;
+
+/// No guest has more disks.
+const MOST_DISKS: usize = 256;
 
 /// How long the guest may take to answer that it is ending, and then to end.
 const ORDERLY: Duration = Duration::from_secs(2);
@@ -18,8 +26,10 @@ const ORDERLY: Duration = Duration::from_secs(2);
 /// A running sandbox.
 pub struct Sandbox {
     follower: Follower,
-    files: FileServer,
+    files: Arc<FileServer>,
+    network: Arc<SandboxNetwork>,
     place: Mutex<Option<Place>>,
+    door: Mutex<Option<ShellDoor>>,
     containers: Mutex<HashMap<String, Slot>>,
     log: Logger,
 }
@@ -28,6 +38,47 @@ pub struct Sandbox {
 enum Slot {
     Creating,
     Created(Arc<Container>),
+}
+
+impl Slot {
+    fn made(&self) -> Option<Arc<Container>> {
+        match self {
+            Self::Creating => None,
+            Self::Created(container) => Some(Arc::clone(container)),
+        }
+    }
+}
+
+/// Adds counters; limits are each container's own, and the sum has none.
+fn add(sum: &mut Statistics, used: Statistics) {
+    for (all, one) in [
+        (&mut sum.cpu_stat, used.cpu_stat),
+        (&mut sum.memory_stat, used.memory_stat),
+        (&mut sum.memory_events, used.memory_events),
+    ] {
+        add_counters(all, one);
+    }
+    for (all, one) in [
+        (&mut sum.memory_current, used.memory_current),
+        (&mut sum.swap_current, used.swap_current),
+        (&mut sum.pids_current, used.pids_current),
+    ] {
+        *all = all.saturating_add(one);
+    }
+    for disk in used.io_stat.into_iter().take(MOST_DISKS) {
+        let same = |one: &&mut DiskUse| (one.major, one.minor) == (disk.major, disk.minor);
+        match sum.io_stat.iter_mut().find(same) {
+            Some(all) => add_counters(&mut all.counters, disk.counters),
+            None => sum.io_stat.push(disk),
+        }
+    }
+}
+
+fn add_counters(sum: &mut HashMap<String, u64>, used: HashMap<String, u64>) {
+    for (name, count) in used {
+        let all = sum.entry(name).or_default();
+        *all = all.saturating_add(count);
+    }
 }
 
 impl std::fmt::Debug for Sandbox {
@@ -39,14 +90,19 @@ impl std::fmt::Debug for Sandbox {
 impl Sandbox {
     pub(super) fn new(
         follower: Follower,
-        files: FileServer,
+        files: Arc<FileServer>,
         place: Place,
+        network: Arc<SandboxNetwork>,
+        door: Option<ShellDoor>,
         log: &Logger,
     ) -> Arc<Self> {
+        network.follow(&follower.machine, &follower.agent);
         let sandbox = Arc::new(Self {
             follower,
             files,
+            network,
             place: Mutex::new(Some(place)),
+            door: Mutex::new(door),
             containers: Mutex::default(),
             log: log.clone(),
         });
@@ -59,10 +115,35 @@ impl Sandbox {
         self.follower.machine.pid()
     }
 
+    /// Waits for the machine's end, and says why it came.
+    pub async fn ended(&self) -> MachineEnd {
+        self.follower.machine.end().await
+    }
+
+    /// What its containers use together, as the guest counts it.
+    pub async fn statistics(&self) -> Result<Statistics, ContainerError> {
+        let containers: Vec<_> = lock(&self.containers).values().filter_map(Slot::made).collect();
+        let mut sum = Statistics {
+            memory_max: u64::MAX,
+            swap_max: u64::MAX,
+            pids_max: u64::MAX,
+            ..Default::default()
+        };
+        for container in containers {
+            match container.statistics().await {
+                Ok(used) => add(&mut sum, used),
+                // One that has been deleted meanwhile uses nothing; without a machine there is none.
+                Err(error) if self.follower.machine.ended().is_some() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(sum)
+    }
+
     /// Creates a container.
     pub async fn create_container(
         &self,
-        request: CreateRequest,
+        mut request: CreateRequest,
     ) -> Result<Arc<Container>, ContainerError> {
         let id = request.id.clone();
         {
@@ -72,10 +153,17 @@ impl Sandbox {
             }
             containers.insert(id.clone(), Slot::Creating);
         }
-        let place = lock(&self.place).as_ref().map(Place::parts);
+        let place = lock(&self.place).as_ref().map(|place| {
+            place.complete(&id, &mut request.spec);
+            place.parts()
+        });
         let created = match place {
             Some((share, volumes)) => {
-                Container::create(request, &share, &volumes, self.follower.clone()).await
+                let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+                let limits = resources.map(Limits::of_container).unwrap_or_default();
+                let created = Container::create(request, &share, &volumes, self.follower.clone());
+                let created = self.follower.size.with_container(&id, limits, created).await;
+                created.map_err(|error| self.follower.explain(error))
             }
             None => Err(ContainerError::MachineEnded("it is being stopped".to_owned())),
         };
@@ -93,6 +181,15 @@ impl Sandbox {
         }
     }
 
+    /// Sees to it that the guest has the network that is there now: engines lay it between the
+    /// creation of a container and its start.
+    pub async fn settle_network(&self) {
+        let Follower { machine, agent, .. } = &self.follower;
+        if let Err(error) = self.network.refresh(machine, agent).await {
+            warn!(self.log, "network: not looked at"; "error" => chain(&error));
+        }
+    }
+
     /// The container of that name.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         match lock(&self.containers).get(id) {
@@ -105,6 +202,7 @@ impl Sandbox {
     pub async fn delete_container(&self, id: &str) -> Result<Exit, ContainerError> {
         let exit = self.container(id)?.delete().await?;
         lock(&self.containers).remove(id);
+        self.follower.size.remove_container(id).await;
         Ok(exit)
     }
 
@@ -115,7 +213,13 @@ impl Sandbox {
 
     /// Ends the machine, in order if containers still run, and removes everything. Can be called again.
     pub async fn stop(&self) {
+        self.stop_within(2 * ORDERLY).await;
+    }
+
+    /// Like [`Sandbox::stop`], with no more than `patience` for an orderly end.
+    pub async fn stop_within(&self, patience: Duration) {
         let machine = &self.follower.machine;
+        drop(lock(&self.door).take());
         // With every container deleted there is nothing in the guest to save: what they wrote to the
         // shared folder is on the host (the guest's cache is written through), the rest is theirs.
         if machine.ended().is_none() && !self.is_empty() {
@@ -126,7 +230,7 @@ impl Sandbox {
                 tokio::time::timeout(ORDERLY, machine.end()).await.ok()
             };
             let orderly = tokio::select! {
-                end = orderly => end,
+                end = tokio::time::timeout(patience, orderly) => end.ok().flatten(),
                 end = machine.end() => Some(end),
             };
             if orderly.is_none() {
@@ -135,6 +239,7 @@ impl Sandbox {
         }
         machine.kill();
         machine.end().await;
+        self.network.end().await;
         self.files.kill();
         self.files.end().await;
         // Unmounts what containers had: nobody holds it any more.
@@ -164,5 +269,36 @@ impl Sandbox {
             }
             _ = machine.end() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_containers_use_is_added_up() {
+        let counter = |count| HashMap::from([("usage_usec".to_owned(), count)]);
+        let disk = |minor, count| DiskUse {
+            major: 8,
+            minor,
+            counters: HashMap::from([("rbytes".to_owned(), count)]),
+            ..DiskUse::default()
+        };
+        let used = |count: u64, minor| Statistics {
+            cpu_stat: counter(count),
+            memory_current: count,
+            memory_max: 5,
+            io_stat: vec![disk(0, count), disk(minor, 1)],
+            ..Statistics::default()
+        };
+        let mut sum = Statistics { memory_max: u64::MAX, ..Statistics::default() };
+        add(&mut sum, used(3, 1));
+        add(&mut sum, used(u64::MAX, 2));
+        assert_eq!(sum.cpu_stat["usage_usec"], u64::MAX);
+        assert_eq!((sum.memory_current, sum.memory_max), (u64::MAX, u64::MAX));
+        let disks: Vec<_> =
+            sum.io_stat.iter().map(|disk| (disk.minor, disk.counters["rbytes"])).collect();
+        assert_eq!(disks, [(0, u64::MAX), (1, 1), (2, 1)]);
     }
 }

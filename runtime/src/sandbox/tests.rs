@@ -10,13 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
-    ListProcessesResponse, ProcessRequest, SignalProcessRequest, Streams, WaitProcessResponse,
+    ListProcessesResponse, ProcessRequest, SetProcessorsRequest, SetProcessorsResponse,
+    SignalProcessRequest, StartShellRequest, StartShellResponse, Streams, UpdateContainerRequest,
+    WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::{Agent, create_agent};
-use husk_control::{EndReason, Event, MachineMessage, MachineRequest, Reply, Request};
+use husk_configuration::Configuration;
+use husk_control::{EndReason, Event, MachineMessage, MachineRequest, MemorySize, Reply, Request};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+use serde_json::json;
 use slog::Logger;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -27,23 +31,41 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::agent_client::AgentClient;
 use crate::container::{
-    Container, CreateRequest, Exit, Follower, Happening, HostMounts, Observer, Status,
+    Container, ContainerError, CreateRequest, Exit, Follower, Happening, HostMounts, Observer,
+    SizePlan, Status,
 };
 use crate::io::StdioPaths;
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::Volumes;
+use crate::resource::{Limits, SizingRules, Volumes};
 
 /// Answers every request, and tells what the test wants told.
-struct FakeMachine {
+pub(crate) struct FakeMachine {
     control: OwnedFd,
     /// What became of its processors: true for each time they were told to stand still.
     paused: Mutex<Vec<bool>>,
+    /// What machine and agent were told about the machine's size, in order.
+    notes: Mutex<Vec<String>>,
+    size: Mutex<MemorySize>,
+    /// The guest does not take up more than that.
+    takes_mib: u64,
 }
 
 impl FakeMachine {
     fn tell(&self, message: &MachineMessage) {
         husk_control::send(&self.control, message, &[]).unwrap();
+    }
+
+    fn note(&self, note: String) {
+        lock(&self.notes).push(note);
+    }
+
+    fn resize(&self, mib: u64) -> MemorySize {
+        self.note(format!("memory {mib}"));
+        let mut size = lock(&self.size);
+        let added = mib > 256 && size.requested_mib == 0;
+        *size = MemorySize { requested_mib: mib, present_mib: mib.min(self.takes_mib), added };
+        *size
     }
 
     /// As if the guest connected to `port`; the guest's end.
@@ -62,6 +84,22 @@ impl FakeMachine {
                 MachineRequest::Boot(_) => panic!("booted"),
                 MachineRequest::Pause => lock(&self.paused).push(true),
                 MachineRequest::Resume => lock(&self.paused).push(false),
+                MachineRequest::EnsureVcpus { count } => self.note(format!("vcpus {count}")),
+                MachineRequest::ResizeMemory { mib } => {
+                    let size = self.resize(mib);
+                    self.tell(&MachineMessage::Reply { id, result: Ok(Reply::Memory(size)) });
+                    continue;
+                }
+                MachineRequest::AwaitMemory => {
+                    self.note("await".to_owned());
+                    let size = *lock(&self.size);
+                    let result = match size.present_mib == size.requested_mib {
+                        true => Ok(Reply::Memory(size)),
+                        false => Err("the guest takes nothing".to_owned()),
+                    };
+                    self.tell(&MachineMessage::Reply { id, result });
+                    continue;
+                }
                 _ => {}
             }
             self.tell(&MachineMessage::Reply { id, result: Ok(Reply::Done) });
@@ -76,6 +114,7 @@ struct FakeAgent {
     output: Mutex<HashMap<u32, UnixStream>>,
     written: Mutex<u64>,
     status: watch::Sender<Option<u32>>,
+    deleted: Arc<tokio::sync::Notify>,
 }
 
 #[async_trait]
@@ -127,6 +166,60 @@ impl Agent for FakeAgent {
         })
     }
 
+    async fn set_processors(
+        &self,
+        _: &TtrpcContext,
+        request: SetProcessorsRequest,
+    ) -> ttrpc::Result<SetProcessorsResponse> {
+        self.machine.note(format!("processors {}", request.count));
+        Ok(SetProcessorsResponse::new())
+    }
+
+    async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.machine.note("look".to_owned());
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.machine.note("limits".to_owned());
+        match String::from_utf8_lossy(&request.resources).contains("\"shares\":1,") {
+            true => Err(ttrpc::Error::Others("no".to_owned())),
+            false => Ok(Empty::new()),
+        }
+    }
+
+    /// A shell that takes a program and writes what it reads.
+    async fn start_shell(
+        &self,
+        _: &TtrpcContext,
+        request: StartShellRequest,
+    ) -> ttrpc::Result<StartShellResponse> {
+        let mut text = String::new();
+        let mut program = self.machine.connect(request.program_port);
+        program.read_to_string(&mut text).await.unwrap();
+        if text != "program" {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, text)));
+        }
+        let mut input = self.machine.connect(request.streams.stdin_port);
+        let mut output = self.machine.connect(request.streams.stdout_port);
+        assert!(request.streams.terminal && request.streams.stderr_port == 0);
+        let (status, words) = (self.status.clone(), request.arguments.len());
+        tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut input, &mut output).await;
+            status.send_replace(u32::try_from(words).ok());
+        });
+        Ok(StartShellResponse { pid: 9, ..Default::default() })
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, _: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.deleted.notify_one();
+        Ok(Empty::new())
+    }
+
     async fn pause_container(&self, _: &TtrpcContext, _: ContainerRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::new())
     }
@@ -157,7 +250,7 @@ impl Agent for FakeAgent {
 }
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<(String, Happening)>>);
+pub(crate) struct Heard(Mutex<Vec<(String, Happening)>>);
 
 impl Observer for Heard {
     fn happened(&self, container_id: &str, exec_id: &str, pid: u32, happening: Happening) {
@@ -166,20 +259,37 @@ impl Observer for Heard {
     }
 }
 
-struct Stage {
-    folder: tempfile::TempDir,
+pub(crate) struct Stage {
+    pub(crate) folder: tempfile::TempDir,
     machine: Arc<FakeMachine>,
     heard: Arc<Heard>,
-    follower: Follower,
+    pub(crate) follower: Follower,
     volumes: Volumes,
-    _server: Server,
+    /// Told when a process has been forgotten.
+    pub(crate) deleted: Arc<tokio::sync::Notify>,
+    server: Server,
 }
 
-async fn stage() -> Stage {
+/// A machine of the default size that can grow to four processors and 4 GiB.
+fn plan() -> SizePlan {
+    let mut configuration = Configuration::default();
+    configuration.machine.max_vcpus = 4;
+    configuration.machine.max_memory = husk_configuration::Size::from_mib(4096);
+    let rules = SizingRules::new(&configuration, Limits::default());
+    SizePlan { booted: rules.size([]), rules }
+}
+
+pub(crate) async fn stage() -> Stage {
     let folder = tempfile::tempdir().unwrap();
     let log = Logger::root(slog::Discard, slog::o!());
     let (ours, theirs) = husk_control::socket_pair().unwrap();
-    let fake = Arc::new(FakeMachine { control: theirs, paused: Mutex::default() });
+    let fake = Arc::new(FakeMachine {
+        control: theirs,
+        paused: Mutex::default(),
+        notes: Mutex::default(),
+        size: Mutex::default(),
+        takes_mib: 3000,
+    });
     std::thread::spawn({
         let fake = Arc::clone(&fake);
         move || fake.serve()
@@ -194,12 +304,14 @@ async fn stage() -> Stage {
         &log,
     )
     .unwrap();
+    let deleted = Arc::<tokio::sync::Notify>::default();
     let agent = FakeAgent {
         machine: Arc::clone(&fake),
         streams: Mutex::default(),
         output: Mutex::default(),
         written: Mutex::default(),
         status: watch::Sender::new(None),
+        deleted: Arc::clone(&deleted),
     };
     let (host, guest) = UnixStream::pair().unwrap();
     let once = futures::stream::once(async move { Ok(guest) });
@@ -215,13 +327,14 @@ async fn stage() -> Stage {
         AgentClient::new(host),
         Arc::clone(&heard) as Arc<dyn Observer>,
         HostMounts::default(),
+        plan(),
         log,
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
     std::fs::create_dir(folder.path().join("share")).unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
     let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, _server: server }
+    Stage { folder, machine: fake, heard, follower, volumes, deleted, server }
 }
 
 impl Stage {
@@ -328,6 +441,69 @@ fn processors_stand_still_while_every_container_is_paused() {
         container.pause().await.unwrap();
         container.init().signal(9, false).await.unwrap();
         assert_eq!(told(), [true, false]);
+    });
+}
+
+#[test]
+fn the_machine_grows_before_a_limit_rises_and_shrinks_after_it_falls() {
+    apart(|| async {
+        let stage = stage().await;
+        let container = stage.create().await;
+        let notes = || std::mem::take(&mut *lock(&stage.machine.notes));
+        assert!(notes().is_empty(), "it needs no more than there is");
+        let update = async |resources: serde_json::Value| {
+            container.update(serde_json::from_value(resources).unwrap()).await
+        };
+        let gib = |count: i64| json!({"limit": count << 30});
+        update(json!({"cpu": {"quota": 150_000}, "memory": gib(1)})).await.unwrap();
+        let grown = ["vcpus 2", "processors 2", "memory 1088", "look", "await", "limits"];
+        assert_eq!(notes(), grown);
+        update(json!({"memory": gib(2)})).await.unwrap();
+        assert_eq!(notes(), ["memory 2112", "await", "limits"], "the device is there");
+        update(json!({"pids": {"limit": 5}})).await.unwrap();
+        assert_eq!(notes(), ["limits"]);
+        // A refused change leaves the machine as it was.
+        update(json!({"cpu": {"quota": 400_000, "shares": 1, "period": 100_000}}))
+            .await
+            .unwrap_err();
+        assert_eq!(notes(), ["vcpus 4", "processors 4", "limits", "processors 2"]);
+        // The guest takes up less than it is given: the limit is not set.
+        let error = update(json!({"memory": gib(3)})).await.unwrap_err();
+        assert!(matches!(error, ContainerError::Resize(_)), "{error}");
+        assert_eq!(notes(), ["memory 3136", "await", "memory 2112"]);
+        // More than there is room for: as far as it goes.
+        update(json!({"cpu": {"quota": 900_000}, "memory": {"limit": 1}})).await.unwrap();
+        let changed = ["vcpus 4", "processors 4", "limits", "memory 256"];
+        assert_eq!(notes()[..4], changed);
+        let size = &stage.follower.size;
+        let limits =
+            Limits::of_container(&serde_json::from_value(json!({"memory": gib(1)})).unwrap());
+        let failed = async { Err::<(), _>(ContainerError::NoContainer("x".to_owned())) };
+        size.with_container("x", limits, failed).await.unwrap_err();
+        let both: Vec<_> = notes().into_iter().filter(|note| note.starts_with('m')).collect();
+        assert_eq!(both, ["memory 1089", "memory 256"], "it comes and goes");
+        size.with_container("y", limits, async { Ok(()) }).await.unwrap();
+        size.remove_container("c").await;
+        size.remove_container("y").await;
+        let last: Vec<_> = notes().into_iter().filter(|note| note != "await").collect();
+        assert_eq!(last, ["memory 1089", "processors 1", "memory 1088"], "the last one leaves it");
+    });
+}
+
+#[test]
+fn a_guest_that_breaks_its_agents_connection_loses_its_machine() {
+    apart(|| async {
+        let mut stage = stage().await;
+        let container = stage.create().await;
+        container.start().await.unwrap();
+        stage.server.disconnect().await;
+        let exit = tokio::time::timeout(Duration::from_secs(10), container.init().exited());
+        let Ok(Exit { status, .. }) = exit.await else { panic!("no exit") };
+        assert_eq!(status, 255);
+        let end = stage.follower.machine.ended().expect("it was given up");
+        assert!(!end.expected && end.reason.contains("connection to the agent broke"), "{end:?}");
+        container.delete().await.unwrap();
+        stage.assert_nothing_shared();
     });
 }
 

@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::{Record, RecordError, sandbox_folder};
+use crate::resource::network::redirect;
 use crate::resource::remove_cgroup;
 
 /// How long killed processes are waited for, in milliseconds each.
@@ -50,6 +51,8 @@ pub fn clear(root: &Path, namespace: &str, id: &str) -> Result<(), ClearError> {
             let _ = std::fs::remove_file(socket);
         }
         record.cgroups.iter().for_each(|cgroup| remove_cgroup(cgroup));
+        // Its taps went with the processes.
+        record.network.iter().for_each(|network| redirect::clear(network));
     }
     match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -81,7 +84,10 @@ mod tests {
         std::fs::create_dir(&cgroup).unwrap();
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let processes = vec![ProcessRecord::of(child.id()).unwrap()];
-        Record { processes, socket: Some(socket.clone()), cgroups: vec![cgroup.clone()] }
+        let cgroups = vec![cgroup.clone()];
+        // The namespace has gone before.
+        let network = Some(root.path().join("netns"));
+        Record { processes, socket: Some(socket.clone()), cgroups, network }
             .write(&folder)
             .unwrap();
         clear(&top, "ns", "x").unwrap();

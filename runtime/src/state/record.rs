@@ -52,6 +52,9 @@ pub struct Record {
     /// The cgroups that they are in, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The network namespace that outlives them.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
 }
 
 impl ProcessRecord {
@@ -126,7 +129,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(folder.path()).unwrap(), None);
         let processes = vec![ProcessRecord::of(std::process::id()).unwrap()];
-        let record = Record { processes, socket: Some("/run/s".into()), cgroups: Vec::new() };
+        let socket = Some("/run/s".into());
+        let network = Some("/run/netns/n".into());
+        let record = Record { processes, socket, cgroups: Vec::new(), network };
         record.write(folder.path()).unwrap();
         assert_eq!(Record::read(folder.path()).unwrap(), Some(record));
         Record::remove(folder.path());

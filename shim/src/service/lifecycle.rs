@@ -1,6 +1,6 @@
 //! The state behind the task service: the sandbox, and whether the shim is to end.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use containerd_shim_protos::api::{CreateTaskRequest, Status};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
@@ -11,9 +11,9 @@ use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
 use super::convert::{create_request, timestamp};
+use crate::boot::Booted;
 use crate::error::{ServiceError, chain};
 use crate::publisher::Publisher;
-use crate::serve::Booted;
 
 /// The task service of one sandbox.
 pub struct TaskService {
@@ -21,6 +21,8 @@ pub struct TaskService {
     pub(super) publisher: Publisher,
     pub(super) log: Logger,
     ended: watch::Sender<bool>,
+    /// The sandbox that stays when it is empty, until the sandbox service ends it.
+    kept: OnceLock<String>,
 }
 
 /// What is known of a process.
@@ -33,7 +35,8 @@ pub(super) struct ProcessState {
 impl TaskService {
     /// Over a sandbox that may still boot.
     pub fn new(sandbox: watch::Receiver<Booted>, publisher: Publisher, log: Logger) -> Self {
-        Self { sandbox, publisher, log, ended: watch::Sender::new(false) }
+        let (ended, kept) = (watch::Sender::new(false), OnceLock::new());
+        Self { sandbox, publisher, log, ended, kept }
     }
 
     /// Waits until the shim is to end; by then everything has been cleared up.
@@ -49,11 +52,37 @@ impl TaskService {
         }
     }
 
-    /// Ends everything if no container is left (or `now`).
+    /// From here on the sandbox `id` is the sandbox service's to end.
+    pub(super) fn keep(&self, id: &str) {
+        // There is one sandbox in a shim.
+        let _ = self.kept.set(id.to_owned());
+    }
+
+    /// The process id of what goes by that name: a container, or the sandbox that is kept. containerd
+    /// looks for a shim's connection by it when it has been started again.
+    pub(super) fn connected_pid(&self, id: &str) -> Result<u32, ServiceError> {
+        match self.container(id) {
+            Ok(container) => Ok(container.init().pid()),
+            Err(_) if self.kept.get().is_some_and(|kept| kept == id) => {
+                Ok(self.running().map_or(0, |sandbox| sandbox.pid()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends everything if no container is left (or `now`), unless that is the sandbox service's.
     pub(super) async fn end(&self, now: bool) {
+        if self.kept.get().is_some() {
+            return;
+        }
         if self.running().is_some_and(|sandbox| !sandbox.is_empty()) && !now {
             return;
         }
+        self.finish().await;
+    }
+
+    /// Ends everything.
+    pub(super) async fn finish(&self) {
         self.stop().await;
         self.ended.send_replace(true);
     }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
+    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, NetworkStat, PidsStat,
 };
-use husk_runtime::container::Statistics;
+use husk_runtime::container::{InterfaceUse, Statistics};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
@@ -14,6 +14,10 @@ const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// No guest has more disks.
 const MOST_DISKS: usize = 256;
+
+/// No guest has more interfaces, nor longer names for them.
+const MOST_INTERFACES: usize = 256;
+const LONGEST_INTERFACE: usize = 16;
 
 /// Counters that a kernel does not have are zero, as with runc.
 pub(super) fn metrics(used: Statistics) -> Any {
@@ -43,17 +47,34 @@ pub(super) fn metrics(used: Statistics) -> Any {
         swap_limit: used.swap_max,
         ..memory(&used.memory_stat)
     };
+    let interfaces = used.interfaces.into_iter().take(MOST_INTERFACES);
     let metrics = Metrics {
         pids: Some(pids).into(),
         cpu: Some(cpu(&used.cpu_stat)).into(),
         memory: Some(memory).into(),
         memory_events: Some(memory_events(&used.memory_events)).into(),
         io: Some(io).into(),
+        network: interfaces.map(interface).collect(),
         ..Default::default()
     };
     // Cannot fail: the message has no required fields.
     let value = metrics.write_to_bytes().unwrap_or_default();
     Any { type_url: TYPE.to_owned(), value, ..Any::default() }
+}
+
+fn interface(used: InterfaceUse) -> NetworkStat {
+    NetworkStat {
+        name: used.name.chars().take(LONGEST_INTERFACE).collect(),
+        rx_bytes: used.received_bytes,
+        rx_packets: used.received_packets,
+        rx_errors: used.received_errors,
+        rx_dropped: used.received_dropped,
+        tx_bytes: used.sent_bytes,
+        tx_packets: used.sent_packets,
+        tx_errors: used.sent_errors,
+        tx_dropped: used.sent_dropped,
+        ..Default::default()
+    }
 }
 
 fn counters(counters: &HashMap<String, u64>) -> impl Fn(&str) -> u64 {
@@ -145,6 +166,12 @@ mod tests {
             cpu_stat: named("usage_usec", 5),
             memory_stat: named("anon", 6),
             memory_events: named("oom_kill", 7),
+            interfaces: vec![InterfaceUse {
+                name: "eth0".to_owned(),
+                received_bytes: 10,
+                sent_dropped: 11,
+                ..InterfaceUse::default()
+            }],
             memory_current: 8,
             memory_max: 9,
             pids_current: 1,
@@ -157,6 +184,8 @@ mod tests {
         assert_eq!(read.cpu.usage_usec, 5);
         assert_eq!((read.memory.anon, read.memory.usage, read.memory.usage_limit), (6, 8, 9));
         assert_eq!(read.memory_events.oom_kill, 7);
+        let eth0 = &read.network[0];
+        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.tx_dropped), ("eth0", 10, 11));
         assert_eq!((read.pids.current, read.pids.limit), (1, 0));
     }
 }

@@ -39,6 +39,9 @@ impl Task for Handle {
         let started = async move {
             let container = service.container(&request.id)?;
             if request.exec_id.is_empty() {
+                if let Some(sandbox) = service.running() {
+                    sandbox.settle_network().await;
+                }
                 container.start().await?;
                 return Ok(container.init().pid());
             }
@@ -148,10 +151,10 @@ impl Task for Handle {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let container = self.0.container(&request.id)?;
+        let task_pid = self.0.connected_pid(&request.id)?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: container.init().pid(),
+            task_pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ConnectResponse::default()
         })

@@ -35,8 +35,11 @@ pub fn boot(arguments: &Arguments) -> Result<Boot> {
         command_line: arguments.command_line.clone(),
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory.into(),
+        max_vcpus: arguments.max_vcpus,
+        max_memory_mib: arguments.max_memory,
         console: console.as_ref().map(|_| Console { log: 3, limit: 1 << 20 }),
         shared_folder: None,
+        network: Vec::new(),
     };
     send(&ours, &Request { id: 1, request: MachineRequest::Boot(Box::new(config)) }, &descriptors)?;
     ask(&ours, 2, MachineRequest::Listen { port: AGENT_PORT, once: true })?;

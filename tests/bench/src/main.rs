@@ -46,6 +46,12 @@ struct Arguments {
     /// The guest's virtual CPUs.
     #[arg(long, default_value_t = 1)]
     vcpus: u8,
+    /// Virtual CPUs there can be (Husk only).
+    #[arg(long, default_value_t = 0)]
+    max_vcpus: u8,
+    /// Guest memory there can be, in MiB (Husk only).
+    #[arg(long, default_value_t = 0)]
+    max_memory: u64,
     /// Boots of each; one more before them does not count.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -87,15 +93,15 @@ fn main() -> Result<()> {
     }
     peers.sort_by_key(|(name, ..)| *name == "husk");
 
-    println!("{:<14}{:>12}{:>12}   median of {}, ms", "", "ready", "ended", arguments.runs);
-    let mut medians = Vec::new();
+    println!("{:<14}{:>12}{:>12}   least of {}, ms", "", "ready", "ended", arguments.runs);
+    let mut shown = Vec::new();
     for (name, _, boots) in &peers {
-        let ready = median(boots, |boot| boot.ready);
-        let ended = median(boots, |boot| boot.ended);
+        let ready = least(boots, |boot| boot.ready);
+        let ended = least(boots, |boot| boot.ended);
         println!("{name:<14}{ready:>12.1}{ended:>12.1}");
-        medians.push((ready, ended));
+        shown.push((ready, ended));
     }
-    if let [qemu, husk] = medians[..] {
+    if let [qemu, husk] = shown[..] {
         println!("{:<14}{:>12.3}{:>12.3}", "husk / qemu", husk.0 / qemu.0, husk.1 / qemu.1);
     }
     if let Some(path) = &arguments.json {
@@ -116,9 +122,8 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The middle value in milliseconds; the lower one of two.
-fn median(boots: &[Boot], of: impl Fn(&Boot) -> Duration) -> f64 {
-    let mut values: Vec<_> = boots.iter().map(of).collect();
-    values.sort();
-    values.get((values.len().max(1) - 1) / 2).copied().map_or(f64::NAN, milliseconds)
+/// The least value in milliseconds: instructions repeat, and where a boot waits for the host the
+/// counting clock leaps, which only ever adds.
+fn least(boots: &[Boot], of: impl Fn(&Boot) -> Duration) -> f64 {
+    boots.iter().map(of).min().map_or(f64::NAN, milliseconds)
 }

@@ -3,10 +3,14 @@
 //! Each check prints one line; a check that fails says so and exits with 1. Static, so that it runs
 //! in any image.
 
+mod attack;
+mod attributes;
 mod files;
 mod locks;
+mod names;
 mod process;
 mod sockets;
+mod together;
 
 use anyhow::{Result, bail};
 
@@ -26,10 +30,22 @@ fn main() -> Result<()> {
         ["rename", folder] => files::rename(folder)?,
         ["unlinked", folder] => files::unlinked(folder)?,
         ["attributes", folder] => files::attributes(folder)?,
+        ["odd-names", folder] => names::odd(folder)?,
+        ["seek", folder] => names::seek(folder)?,
+        ["temporary", folder] => names::temporary(folder)?,
+        ["extended", folder] => attributes::extended(folder)?,
+        ["times", folder] => attributes::times(folder)?,
+        ["statistics", folder] => attributes::statistics(folder)?,
+        ["append", folder] => together::append(folder)?,
+        ["copy", folder] => together::copy(folder)?,
+        ["watch", folder] => together::watch(folder)?,
+        ["identity"] => process::identity(),
+        ["crash"] => process::crash(),
         ["flock", folder] => locks::flock(folder)?,
         ["posix-lock", folder] => locks::posix(folder)?,
         ["listen", path] => sockets::listen(path)?,
         ["connect", path, text] => sockets::connect(path, text)?,
+        ["attack", name, seconds, seed] => attack::run(name, seconds.parse()?, seed.parse()?)?,
         _ => bail!("unknown check: {words:?}"),
     }
     Ok(())

@@ -35,3 +35,14 @@ pub fn limits() -> Result<()> {
     }
     Ok(())
 }
+
+/// Writes to where nothing is.
+pub fn crash() {
+    // SAFETY: none: the kernel is to end the process.
+    unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+}
+
+/// Prints the real and the effective user.
+pub fn identity() {
+    println!("{} {}", nix::unistd::getuid(), nix::unistd::geteuid());
+}

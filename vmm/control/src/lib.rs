@@ -10,13 +10,15 @@
 
 mod files;
 mod machine;
+mod network;
 mod packet;
 
 pub use files::{FilesConfig, FilesMessage, FilesRequest};
 pub use machine::{
-    BootConfig, Console, EndReason, Event, MachineMessage, MachineRequest, Metrics, Reply, Request,
-    SharedFolder,
+    BootConfig, Console, EndReason, Event, MachineMessage, MachineRequest, MemorySize, Metrics,
+    Reply, Request, SharedFolder,
 };
+pub use network::{NetworkDevice, NetworkMetrics, RateLimit, TokenBucket};
 pub use packet::{Packet, PacketError, receive, send, socket_pair};
 
 /// The descriptor on which a role of `husk-vmm` finds its control socket.
@@ -42,4 +44,4 @@ pub const GUEST_CID: u64 = 3;
 /// `no_timer_check`: neither clock nor timer is watched against hardware that is not there.
 pub const DEFAULT_COMMAND_LINE: &str = "reboot=k panic=-1 quiet loglevel=1 8250.nr_uarts=0 pci=conf1 \
      tsc=reliable no_timer_check random.trust_cpu=on random.trust_bootloader=on \
-     cryptomgr.notests rcupdate.rcu_expedited=1";
+     dummy.numdummies=0 ifb.numifbs=0 cryptomgr.notests rcupdate.rcu_expedited=1";

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{NetworkDevice, NetworkMetrics};
+
 /// The position of a descriptor among those that came with the same packet.
 pub type Descriptor = usize;
 
@@ -46,6 +48,36 @@ pub enum MachineRequest {
     Metrics,
     /// The guest has been told to power off: its next reset is the orderly end.
     ExpectEnd,
+    /// Have so many virtual CPUs at least, at most [`BootConfig::max_vcpus`], for the guest to bring
+    /// on line. There are never fewer again: one that the guest has taken off line stands still.
+    EnsureVcpus {
+        /// How many.
+        count: u8,
+    },
+    /// Ask the guest to have so much memory, at most [`BootConfig::max_memory_mib`], in whole blocks;
+    /// [`Reply::Memory`] comes at once. It never gets less than it was booted with.
+    ResizeMemory {
+        /// Guest memory in MiB, with what it was booted with.
+        mib: u64,
+    },
+    /// Answered by [`Reply::Memory`] once the guest has as much memory as was asked for last. A
+    /// further one ends the waiting of the one before with an error.
+    AwaitMemory,
+    /// Plug a network device into the running machine. The guest finds it when it looks for new
+    /// devices on its PCI bus.
+    AddNetwork(NetworkDevice),
+    /// Unplug a network device. The guest should have let go of it before: it is not asked.
+    RemoveNetwork {
+        /// The device.
+        id: String,
+    },
+    /// Tell the guest that a network device's link has come up or gone down.
+    SetLink {
+        /// The device.
+        id: String,
+        /// Whether frames pass.
+        up: bool,
+    },
 }
 
 /// What a machine is made of. Every resource is a descriptor.
@@ -64,10 +96,20 @@ pub struct BootConfig {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// Virtual CPUs that there can be, at most 32. Those beyond `vcpus` are made when
+    /// [`MachineRequest::EnsureVcpus`] asks for them. Fewer than `vcpus`: no more than those.
+    #[serde(default)]
+    pub max_vcpus: u8,
+    /// Guest memory in MiB that there can be. Less than `memory_mib`: no more than that.
+    #[serde(default)]
+    pub max_memory_mib: u64,
     /// The serial console; absent, the guest has none.
     pub console: Option<Console>,
     /// The folder shared by virtio-fs.
     pub shared_folder: Option<SharedFolder>,
+    /// Network devices the guest finds at boot.
+    #[serde(default)]
+    pub network: Vec<NetworkDevice>,
 }
 
 /// A serial console that only logs.
@@ -115,6 +157,21 @@ pub enum Reply {
     Connected,
     /// The counters.
     Metrics(Metrics),
+    /// How much memory the guest has.
+    Memory(MemorySize),
+}
+
+/// How much memory a guest has and is to have, in MiB, with what it was booted with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySize {
+    /// What it has been asked to have: whole blocks.
+    pub requested_mib: u64,
+    /// What it has.
+    pub present_mib: u64,
+    /// The device for it has just been added: the guest finds it when it looks for new devices on
+    /// its PCI bus.
+    pub added: bool,
 }
 
 /// Something that happened in a machine.
@@ -178,4 +235,13 @@ pub struct Metrics {
     pub vsock_to_guest: u64,
     /// FUSE requests carried.
     pub fuse_requests: u64,
+    /// Virtual CPUs there are.
+    #[serde(default)]
+    pub vcpus: u64,
+    /// MiB of memory the guest has.
+    #[serde(default)]
+    pub memory_mib: u64,
+    /// The network devices there are.
+    #[serde(default)]
+    pub network: Vec<NetworkMetrics>,
 }

@@ -1,13 +1,14 @@
 //! Packets: JSON with descriptors beside it, over `SOCK_SEQPACKET`.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
 };
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -94,33 +95,25 @@ pub fn send<T: Serialize>(
 /// Receives one message; `None` when the peer has closed the socket.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<Packet<T>>, PacketError> {
     let mut text = vec![0; MAX_PACKET];
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut slices = [IoSliceMut::new(&mut text)];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        match recvmsg::<()>(
-            socket.as_fd().as_raw_fd(),
-            &mut slices,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(PacketError::Socket(errno)),
+        let mut slices = [IoSliceMut::new(&mut text)];
+        match recvmsg(socket.as_fd(), &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(PacketError::Socket(Errno::from_raw(errno.raw_os_error()))),
             Ok(received) => break received,
         }
     };
-    // Own the descriptors before any way out, so that a bad packet leaks none.
+    // Own the descriptors before any way out, those of a packet with too many as well, so that a bad
+    // packet leaks none.
     let mut descriptors = Vec::new();
-    if let Ok(control) = received.cmsgs() {
-        for message in control {
-            if let ControlMessageOwned::ScmRights(list) = message {
-                // SAFETY: the kernel has just installed these descriptors for us; nobody else has
-                // them.
-                descriptors
-                    .extend(list.into_iter().map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd) })));
-            }
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(list) = message {
+            descriptors.extend(list.map(Some));
         }
     }
-    if received.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(PacketError::TooLarge);
     }
     let length = received.bytes;
@@ -162,6 +155,21 @@ mod tests {
         let (a, b) = socket_pair().unwrap();
         nix::unistd::write(&a, b"{\"event\":{\"teapot\":{}}}").unwrap();
         assert!(matches!(receive::<MachineMessage>(&b), Err(PacketError::Json(_))));
+    }
+
+    #[test]
+    fn descriptors_too_many_are_closed() {
+        use std::io::Read;
+        let (a, b) = socket_pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let many = vec![writer.as_raw_fd(); MAX_DESCRIPTORS + 6];
+        let rights = [ControlMessage::ScmRights(&many)];
+        let text = [IoSlice::new(b"1")];
+        sendmsg::<()>(a.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).unwrap();
+        drop(writer);
+        assert!(matches!(receive::<u64>(&b), Err(PacketError::TooLarge)));
+        // Would wait for ever if somebody held the other end.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

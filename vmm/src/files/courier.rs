@@ -7,13 +7,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use fuse_backend_rs::Error;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 
 use super::buffer::Buffer;
 use super::message::{Header, answer};
 use super::tree::Tree;
-use crate::fuse::{IN_HEADER, LONGEST};
+use crate::fuse::{DESTROY, IN_HEADER, LONGEST, NOTIFY_REPLY};
 
 /// After so much silence a channel gives its buffers' memory back.
 const IDLE_MILLISECONDS: libc::c_int = 1000;
@@ -110,6 +111,16 @@ impl<'a> Channel<'a> {
             return self
                 .reply(header, result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)));
         }
+        match header.opcode {
+            // Nothing is ever notified, and fuse-backend-rs would answer.
+            NOTIFY_REPLY => return Ok(()),
+            // It would not answer this, and the guest waits.
+            DESTROY => {
+                self.tree.forget_all();
+                return self.reply(header, Ok(Vec::new()));
+            }
+            _ => {}
+        }
         let reader =
             Reader::<()>::from_fuse_buffer(FuseBuf::new(&mut self.request[..header.length]))
                 .map_err(io::Error::other)?;
@@ -122,6 +133,8 @@ impl<'a> Channel<'a> {
             }
             // Such a message has no answer, so nothing is out of step.
             Err(_) if !header.wants_answer() => Ok(()),
+            // It reads a request whole before it does or answers anything.
+            Err(Error::DecodeMessage(_)) => self.reply(header, Err(libc::EINVAL)),
             // Whether it was answered is unknown.
             Err(error) => Err(io::Error::other(error)),
         }

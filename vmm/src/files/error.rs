@@ -4,12 +4,21 @@ use std::io;
 
 use husk_control::PacketError;
 
+use crate::jail::JailError;
+use crate::seccomp::SeccompError;
+
 /// Why the file server cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// The control socket failed, or carried something that is no request.
     #[error("control socket of the file server")]
     Control(#[from] PacketError),
+    /// The jail could not be closed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// A thread could not be confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// A second request to serve.
     #[error("the file server serves one folder only")]
     AlreadyServing,
@@ -22,6 +31,9 @@ pub enum FilesError {
     /// The threads' rights or file descriptors cannot be set up.
     #[error("set-up of the file server")]
     SetUp(#[source] io::Error),
+    /// A channel failed, or carried something that cannot be followed.
+    #[error("channel of FUSE messages")]
+    Channel(#[source] io::Error),
     /// The vhost-user socket failed.
     #[error("vhost-user: {0}")]
     VhostUser(String),

@@ -19,4 +19,4 @@ mod tree;
 mod vhost_user;
 
 pub use error::FilesError;
-pub use serve::run;
+pub use serve::{run, run_jailed, serve_one};

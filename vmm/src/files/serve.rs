@@ -1,6 +1,7 @@
 //! The control loop.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
@@ -12,15 +13,31 @@ use super::FilesError;
 use super::courier::Channel;
 use super::tree::Tree;
 use super::vhost_user;
+use crate::jail::FilesJail;
+use crate::seccomp;
 
 /// Serves what the control socket asks for, until it closes.
 ///
 /// The serving threads go on when this returns: the caller ends the process.
 pub fn run(control: OwnedFd, logger: &Logger) -> Result<(), FilesError> {
+    raise_descriptor_limit().map_err(FilesError::SetUp)?;
+    serve(control, None, logger)
+}
+
+/// The same in a jail, which is closed round the folder when that comes.
+pub fn run_jailed(control: OwnedFd, jail: FilesJail, logger: &Logger) -> Result<(), FilesError> {
+    serve(control, Some(jail), logger)
+}
+
+fn serve(control: OwnedFd, mut jail: Option<FilesJail>, logger: &Logger) -> Result<(), FilesError> {
     let mut serving = false;
     loop {
         let Some(packet) = receive::<FilesRequest>(&control)? else { return Ok(()) };
-        let result = if serving { Err(FilesError::AlreadyServing) } else { start(packet, logger) };
+        let result = if serving {
+            Err(FilesError::AlreadyServing)
+        } else {
+            start(packet, jail.take(), logger)
+        };
         match result {
             Ok(()) => {
                 serving = true;
@@ -46,7 +63,11 @@ fn describe(error: &FilesError) -> String {
     text
 }
 
-fn start(mut packet: Packet<FilesRequest>, logger: &Logger) -> Result<(), FilesError> {
+fn start(
+    mut packet: Packet<FilesRequest>,
+    jail: Option<FilesJail>,
+    logger: &Logger,
+) -> Result<(), FilesError> {
     let FilesRequest::Serve(FilesConfig { folder, channels, vhost_user }) = packet.message.clone();
     let folder = packet.take(folder)?;
     let channels = channels.into_iter().map(|at| packet.take(at)).collect::<Result<Vec<_>, _>>()?;
@@ -54,9 +75,12 @@ fn start(mut packet: Packet<FilesRequest>, logger: &Logger) -> Result<(), FilesE
     if channels.is_empty() && front_end.is_none() {
         return Err(FilesError::NoBorder);
     }
-    raise_descriptor_limit().map_err(FilesError::SetUp)?;
+    let descriptors = match jail {
+        Some(jail) => jail.close(folder.as_fd())?,
+        None => File::open("/proc/self/fd").map_err(FilesError::SetUp)?,
+    };
     // Leaked, not counted: it is in use until the process ends.
-    let tree: &'static Tree = Box::leak(Box::new(Tree::new(folder.as_fd())?));
+    let tree: &'static Tree = Box::leak(Box::new(Tree::new(folder.as_fd(), descriptors)?));
     info!(logger, "files: serving"; "channels" => channels.len(),
         "vhost_user" => front_end.is_some());
     if !channels.is_empty() {
@@ -64,13 +88,10 @@ fn start(mut packet: Packet<FilesRequest>, logger: &Logger) -> Result<(), FilesE
         for (number, socket) in channels.into_iter().enumerate() {
             let logger = logger.clone();
             spawn(format!("files-{number}"), move || {
-                let served = tree
-                    .prepare_thread()
-                    .and_then(|()| Channel::new(socket, server, tree)?.serve());
                 // The channel is closed with this thread, so such a line comes once.
-                if let Err(error) = served {
+                if let Err(error) = serve_channel(socket, server, tree) {
                     warn!(logger, "files: channel closed"; "channel" => number,
-                        "error" => %error);
+                        "error" => describe(&error));
                 }
             })?;
         }
@@ -79,12 +100,33 @@ fn start(mut packet: Packet<FilesRequest>, logger: &Logger) -> Result<(), FilesE
         let logger = logger.clone();
         let device = vhost_user::Device::new(Arc::new(Server::new(tree)), tree);
         spawn("files-vhost".to_owned(), move || {
-            if let Err(error) = vhost_user::serve(socket, device) {
-                warn!(logger, "files: vhost-user ended"; "error" => %error);
+            let served = seccomp::narrow(seccomp::Thread::VhostUser)
+                .map_err(FilesError::from)
+                .and_then(|()| vhost_user::serve(socket, device));
+            if let Err(error) = served {
+                warn!(logger, "files: vhost-user ended"; "error" => describe(&error));
             }
         })?;
     }
     Ok(())
+}
+
+/// Serves `folder` on one channel, in the calling thread, until the channel closes.
+pub fn serve_one(folder: BorrowedFd<'_>, channel: OwnedFd) -> Result<(), FilesError> {
+    let descriptors = File::open("/proc/self/fd").map_err(FilesError::SetUp)?;
+    let tree = Tree::new(folder, descriptors)?;
+    serve_channel(channel, &Server::new(&tree), &tree)
+}
+
+fn serve_channel<'a>(
+    socket: OwnedFd,
+    server: &'a Server<&'a Tree>,
+    tree: &'a Tree,
+) -> Result<(), FilesError> {
+    seccomp::narrow(seccomp::Thread::Server)?;
+    tree.prepare_thread().map_err(FilesError::SetUp)?;
+    let mut channel = Channel::new(socket, server, tree).map_err(FilesError::SetUp)?;
+    channel.serve().map_err(FilesError::Channel)
 }
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<(), FilesError> {

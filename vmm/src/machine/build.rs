@@ -1,6 +1,6 @@
 //! Makes a machine out of its configuration and its descriptors.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,23 +8,31 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use husk_control::{BootConfig, Packet, PacketError, Request};
+use kvm_bindings::CpuId;
 use slog::{Logger, info};
 
-use super::devices::Devices;
-use super::{EndSignal, EventLoop, Machine};
+use super::devices::{Devices, Virtio};
+use super::memory::Growth;
+use super::network::{NetworkError, NetworkParts, Networks};
+use super::plug::PlugError;
+use super::{Control, EndSignal, Machine};
 use crate::arch::x86_64::{self, BootParams, CommandLineError, MpTableError};
 use crate::bus::BusError;
 use crate::bus::pci::{ConfigSpaceError, PciError};
 use crate::devices::legacy::LimitedLog;
 use crate::devices::virtio::fs::FsError;
-use crate::devices::virtio::transport::pci::TransportError;
 use crate::devices::virtio::vsock::Vsock;
-use crate::vcpu::{BootEntry, VcpuError, VcpuHandle, create_vcpu};
+use crate::vcpu::{BootEntry, VcpuError};
 use crate::vm::{
-    self, GuestMemory, InitrdError, InterruptChips, Kernel, KernelError, Kvm, KvmError, MemoryError,
+    self, BlockRange, GuestMemory, InitrdError, InterruptChips, Kernel, KernelError, Kvm,
+    KvmBlocks, KvmError, LiveMemory, MemoryError,
 };
 
 const MAX_VCPUS: u8 = 32;
+const MIB: u64 = 1 << 20;
+
+/// Of a processor that does not say.
+const LEAST_ADDRESS_BITS: u32 = 36;
 
 /// Bytes of stack for the thread that reads kernel and initrd.
 const LOADER_STACK: usize = 256 << 10;
@@ -38,6 +46,17 @@ pub enum BuildError {
     /// None or too many.
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u8),
+    /// More than the guest was told of.
+    #[error("{wanted} vCPUs were asked for, and this machine can have {most}")]
+    TooManyVcpus {
+        /// How many were asked for.
+        wanted: u8,
+        /// How many there can be.
+        most: u8,
+    },
+    /// Nothing to grow by.
+    #[error("this machine was built to have {0} MiB of memory and no more")]
+    FixedMemory(u64),
     /// The command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
@@ -69,11 +88,14 @@ pub enum BuildError {
     #[error(transparent)]
     ConfigSpace(#[from] ConfigSpaceError),
     /// A virtio device's place on the bus.
-    #[error("a virtio device")]
-    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Plug(#[from] PlugError),
     /// The shared folder.
     #[error("the shared folder")]
     Fs(#[from] FsError),
+    /// A network device.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -92,6 +114,7 @@ pub struct Resources {
     initrd: Option<File>,
     console: Option<(File, u64)>,
     shared_folder: Option<(String, Vec<OwnedFd>)>,
+    network: Vec<NetworkParts>,
 }
 
 impl Resources {
@@ -112,23 +135,27 @@ impl Resources {
             }
             None => None,
         };
-        Ok(Self { kvm: packet.take(config.kvm)?, kernel, initrd, console, shared_folder })
+        let parts = |device| NetworkParts::take(packet, device);
+        let network = config.network.iter().map(parts).collect::<Result<_, _>>()?;
+        Ok(Self { kvm: packet.take(config.kvm)?, kernel, initrd, console, shared_folder, network })
     }
 }
 
-/// Builds the machine; its devices' handlers go into the event loop.
+/// Builds the machine. Its devices get into the event loop when [`Machine::settle`] is called.
 pub fn build(
     config: &BootConfig,
     resources: Resources,
     vsock: Arc<Mutex<Vsock>>,
-    events: &mut EventLoop,
+    control: Arc<Control>,
     end: Arc<EndSignal>,
     logger: &Logger,
 ) -> Result<Machine, BuildError> {
-    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
-        return Err(BuildError::Vcpus(config.vcpus));
+    let max_vcpus = config.max_vcpus.max(config.vcpus);
+    if config.vcpus == 0 || max_vcpus > MAX_VCPUS {
+        return Err(BuildError::Vcpus(if config.vcpus == 0 { 0 } else { max_vcpus }));
     }
-    x86_64::check_command_line(&config.command_line)?;
+    let command_line = command_line(config);
+    x86_64::check_command_line(&command_line)?;
     let kernel = Kernel::open(resources.kernel)?;
     let memory = vm::allocate(config.memory_mib)?;
     let kvm = Kvm::new(resources.kvm)?;
@@ -137,7 +164,7 @@ pub fn build(
     let (vm, entry) = thread::scope(|scope| {
         // A stack of the usual size would be filled with a huge page.
         let loader = thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
-        let load = || load(config, &kernel, resources.initrd, &memory);
+        let load = || load(config, &command_line, &kernel, resources.initrd, &memory);
         let loading = loader.spawn_scoped(scope, load)?;
         let vm = kvm.create_vm(chips(config));
         Ok::<_, BuildError>((vm, loading.join().unwrap_or(Err(BuildError::Panic))))
@@ -152,22 +179,61 @@ pub fn build(
         Some((log, limit)) => Some(devices.add_serial(&vm, LimitedLog::new(log, limit))?),
         None => None,
     };
-    let mut virtio = devices.virtio(&vm, memory, events, logger);
+    let more = config.max_memory_mib.saturating_sub(config.memory_mib).saturating_mul(MIB);
+    let range = BlockRange::above(&memory, more, address_bits(vm.cpuid()));
+    let memory = LiveMemory::new(memory);
+    let plug = devices.plug(&vm, memory.clone());
+    let mut virtio = Virtio::new(&plug, logger);
     virtio.add_vsock(vsock.clone())?;
     let fs = match resources.shared_folder {
         Some((tag, channels)) => Some(virtio.add_fs(&tag, channels)?),
         None => None,
     };
     virtio.add_rng()?;
+    let memory = range.map(|range| {
+        let blocks = KvmBlocks::new(vm.fd().clone(), memory, range);
+        Growth::new(blocks, control, config.memory_mib, logger)
+    });
+    let networks = Networks::default();
+    for parts in resources.network {
+        networks.add(parts, &plug, true, logger)?;
+    }
     let shared = Arc::new(devices.finish(&vm, end)?);
 
-    let mut vcpus = Vec::with_capacity(usize::from(config.vcpus));
-    for number in 0..config.vcpus {
-        let fd = create_vcpu(&vm, number, config.vcpus, entry)?;
-        vcpus.push(VcpuHandle::start(fd, number, shared.clone())?);
-    }
+    let machine = Machine {
+        vcpus: RefCell::new(Vec::with_capacity(usize::from(max_vcpus))),
+        running: Cell::new(false),
+        shared,
+        serial,
+        vsock,
+        fs,
+        memory,
+        memory_mib: config.memory_mib,
+        max_vcpus,
+        entry,
+        networks,
+        plug,
+        logger: logger.clone(),
+        vm,
+    };
+    machine.ensure_vcpus(config.vcpus)?;
     info!(logger, "machine: built"; "vcpus" => config.vcpus, "memory_mib" => config.memory_mib);
-    Ok(Machine { vcpus, running: Cell::new(false), shared, serial, vsock, fs, _vm: vm })
+    Ok(machine)
+}
+
+/// What was asked for, and how many processors the kernel is to start by itself if there can be more.
+fn command_line(config: &BootConfig) -> String {
+    let mut text = config.command_line.clone();
+    if config.max_vcpus > config.vcpus {
+        text.push_str(&format!(" maxcpus={}", config.vcpus));
+    }
+    text
+}
+
+/// How many bits a guest-physical address has (CPUID 0x80000008).
+fn address_bits(cpuid: &CpuId) -> u32 {
+    let leaf = cpuid.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    leaf.map_or(LEAST_ADDRESS_BITS, |leaf| leaf.eax & 0xff)
 }
 
 /// Only the console has an interrupt line.
@@ -181,6 +247,7 @@ fn chips(config: &BootConfig) -> InterruptChips {
 /// Puts kernel, initrd and tables into memory.
 fn load(
     config: &BootConfig,
+    command_line: &str,
     kernel: &Kernel,
     initrd: Option<File>,
     memory: &GuestMemory,
@@ -192,9 +259,10 @@ fn load(
     kernel.load(memory, size)?;
     let initrd =
         initrd.map(|file| vm::load_initrd(memory, &file, size, kernel.end())).transpose()?;
-    let params = BootParams { command_line: &config.command_line, initrd };
+    let params = BootParams { command_line, initrd };
     x86_64::write_boot_params(memory, &params)?;
     x86_64::write_boot_tables(memory)?;
-    x86_64::write_mp_table(memory, config.vcpus, chips(config) == InterruptChips::Pins)?;
+    let processors = config.max_vcpus.max(config.vcpus);
+    x86_64::write_mp_table(memory, processors, chips(config) == InterruptChips::Pins)?;
     Ok(BootEntry { address: kernel.entry() })
 }

@@ -11,8 +11,7 @@ use husk_control::{
 };
 use slog::{Logger, debug, error, warn};
 
-use super::run::chain;
-use super::{EndSignal, Machine};
+use super::{EndSignal, Machine, NetworkParts, chain};
 
 const REQUESTS: u32 = 0;
 const END: u32 = 1;
@@ -81,10 +80,10 @@ impl ControlHandler {
     /// Takes one request; false when there will be no more.
     fn serve_next(&mut self) -> bool {
         match self.control.next() {
-            Ok(Some(packet)) => {
-                let Request { id, request } = packet.message;
+            Ok(Some(mut packet)) => {
+                let Request { id, request } = packet.message.clone();
                 debug!(self.logger, "control: request"; "id" => id, "request" => ?request);
-                if let Some(result) = self.serve(id, request) {
+                if let Some(result) = self.serve(id, request, &mut packet) {
                     self.control.reply(id, result, &[]);
                 }
                 return true;
@@ -107,7 +106,12 @@ impl ControlHandler {
     }
 
     /// The answer, unless it comes later.
-    fn serve(&mut self, id: u64, request: MachineRequest) -> Option<Result<Reply, String>> {
+    fn serve(
+        &mut self,
+        id: u64,
+        request: MachineRequest,
+        packet: &mut Packet<Request>,
+    ) -> Option<Result<Reply, String>> {
         let done = |()| Reply::Done;
         Some(match request {
             MachineRequest::Boot(_) => Err("the machine has been booted already".to_owned()),
@@ -126,6 +130,23 @@ impl ControlHandler {
             MachineRequest::Pause => self.machine.pause().map(done).map_err(chain),
             MachineRequest::Resume => self.machine.resume().map(done).map_err(chain),
             MachineRequest::Metrics => Ok(Reply::Metrics(self.machine.metrics())),
+            MachineRequest::EnsureVcpus { count } => {
+                self.machine.ensure_vcpus(count).map(done).map_err(chain)
+            }
+            MachineRequest::ResizeMemory { mib } => {
+                self.machine.resize_memory(mib).map(Reply::Memory).map_err(chain)
+            }
+            MachineRequest::AwaitMemory => Ok(Reply::Memory(self.machine.await_memory(id)?)),
+            MachineRequest::AddNetwork(device) => {
+                let parts = NetworkParts::take(packet, &device).map_err(chain);
+                parts.and_then(|parts| self.machine.add_network(parts).map(done).map_err(chain))
+            }
+            MachineRequest::RemoveNetwork { id } => {
+                self.machine.remove_network(&id).map(done).map_err(chain)
+            }
+            MachineRequest::SetLink { id, up } => {
+                self.machine.set_link(&id, up).map(done).map_err(chain)
+            }
             MachineRequest::ExpectEnd => {
                 self.end.expect();
                 Ok(Reply::Done)

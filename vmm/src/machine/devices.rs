@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use event_manager::{MutEventSubscriber, SubscriberOps};
+use event_manager::MutEventSubscriber;
 use slog::{Logger, o};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BuildError, EndSignal, EventLoop};
+use super::plug::{Plug, Plugged};
+use super::{BuildError, EndSignal};
 use crate::arch::x86_64::layout;
 use crate::bus::Bus;
 use crate::bus::pci::{ConfigPorts, HostBridge, PciBus, PciWindow};
@@ -15,10 +16,9 @@ use crate::devices::legacy::{I8042, LimitedLog, PvPanic, Serial};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::transport::pci::{BAR_SIZE, VirtioPci};
 use crate::devices::virtio::vsock::Vsock;
 use crate::vcpu::Shared;
-use crate::vm::{GuestMemory, KvmError, KvmWiring, Vm};
+use crate::vm::{KvmError, LiveMemory, Vm};
 
 /// The buses while they are being filled.
 pub(super) struct Devices {
@@ -55,15 +55,9 @@ impl Devices {
         Ok(serial)
     }
 
-    /// A side for virtio devices.
-    pub(super) fn virtio<'a>(
-        &self,
-        vm: &Vm,
-        memory: GuestMemory,
-        events: &'a mut EventLoop,
-        logger: &'a Logger,
-    ) -> Virtio<'a> {
-        Virtio { memory, wiring: vm.wiring(), pci: self.pci.clone(), events, logger }
+    /// Where virtio devices are plugged in.
+    pub(super) fn plug(&self, vm: &Vm, memory: LiveMemory) -> Plug {
+        Plug::new(memory, Arc::new(vm.wiring()), self.pci.clone())
     }
 
     /// The buses as the vCPUs use them.
@@ -72,33 +66,36 @@ impl Devices {
         self.ports.insert(ConfigPorts::BASE, ConfigPorts::LENGTH, ports)?;
         // The address register's every write is followed by an access of the data port.
         vm.coalesce_ports(ConfigPorts::BASE, ConfigPorts::ADDRESS_LENGTH)?;
-        let window = Arc::new(Mutex::new(PciWindow::new(self.pci, layout::BAR_WINDOW)));
-        self.memory.insert(layout::BAR_WINDOW, layout::BAR_WINDOW_SIZE, window)?;
+        // A guest may move BARs; where memory is, its accesses do not come here.
+        let below = u64::from(layout::IOAPIC);
+        self.memory.insert(0, below, Arc::new(Mutex::new(PciWindow::new(self.pci, 0))))?;
         Ok(Shared::new(self.ports, self.memory, end))
     }
 }
 
-/// What every virtio device needs to get onto the bus and into the event loop.
+/// The virtio devices a machine is built with.
 pub(super) struct Virtio<'a> {
-    memory: GuestMemory,
-    wiring: KvmWiring,
-    pci: Arc<PciBus>,
-    events: &'a mut EventLoop,
+    plug: &'a Plug,
     logger: &'a Logger,
 }
 
-impl Virtio<'_> {
+impl<'a> Virtio<'a> {
+    /// Devices go into `plug`.
+    pub(super) fn new(plug: &'a Plug, logger: &'a Logger) -> Self {
+        Self { plug, logger }
+    }
+
     /// Entropy.
     pub(super) fn add_rng(&mut self) -> Result<(), BuildError> {
         let logger = self.named("rng");
         let rng = Rng::new(logger.clone())?;
-        self.add(Arc::new(Mutex::new(rng)), logger)
+        self.add(Arc::new(Mutex::new(rng)), logger).map(drop)
     }
 
     /// Streams to and from the shim.
     pub(super) fn add_vsock(&mut self, vsock: Arc<Mutex<Vsock>>) -> Result<(), BuildError> {
         let logger = self.named("vsock");
-        self.add(vsock, logger)
+        self.add(vsock, logger).map(drop)
     }
 
     /// A shared folder.
@@ -117,15 +114,10 @@ impl Virtio<'_> {
         self.logger.new(o!("device" => name))
     }
 
-    fn add<D>(&mut self, device: Arc<Mutex<D>>, logger: Logger) -> Result<(), BuildError>
+    fn add<D>(&mut self, device: Arc<Mutex<D>>, logger: Logger) -> Result<Plugged, BuildError>
     where
         D: VirtioDevice + MutEventSubscriber + 'static,
     {
-        let address = self.pci.allocate(BAR_SIZE)?;
-        let memory = self.memory.clone();
-        let function = VirtioPci::new(device.clone(), memory, &self.wiring, address, logger)?;
-        self.pci.add(Arc::new(Mutex::new(function)))?;
-        self.events.add_subscriber(Box::new(device));
-        Ok(())
+        Ok(self.plug.add(device, logger)?)
     }
 }

@@ -14,6 +14,9 @@ mod control;
 mod devices;
 mod end;
 mod instance;
+mod memory;
+mod network;
+mod plug;
 mod run;
 mod streams;
 
@@ -21,6 +24,9 @@ pub use build::{BuildError, Resources, build};
 pub use control::Control;
 pub use end::EndSignal;
 pub use instance::Machine;
+pub use network::{NetworkError, NetworkParts};
+pub use plug::PlugError;
+pub(crate) use run::chain;
 pub use run::{MachineError, run};
 
 /// The event loop and what it calls.

@@ -17,6 +17,7 @@ use super::control::{Control, ControlHandler};
 use super::streams::ControlStreams;
 use super::{EndSignal, EventLoop, Machine};
 use crate::devices::virtio::vsock::Vsock;
+use crate::seccomp::{self, SeccompError};
 use crate::vcpu::VcpuError;
 
 /// How long a machine that has ended waits for a reader that takes nothing.
@@ -31,6 +32,9 @@ pub enum MachineError {
     /// The first request could not be carried out; the text is the whole answer to it.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The event loop could not be confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The vCPUs did not start.
     #[error("the machine could not be started")]
     Start(#[source] VcpuError),
@@ -58,7 +62,7 @@ pub fn run(socket: OwnedFd, logger: &Logger) -> Result<(), MachineError> {
         debug!(logger, "machine: not wanted any more");
         return Ok(());
     };
-    let machine = match start(&mut boot, vsock, &mut events, &end, logger) {
+    let machine = match start(&mut boot, vsock, control.clone(), &end, logger) {
         Ok(machine) => Rc::new(machine),
         Err(error) => {
             control.reply(boot.id, Err(chain(&error)), &[]);
@@ -70,7 +74,7 @@ pub fn run(socket: OwnedFd, logger: &Logger) -> Result<(), MachineError> {
     let handler =
         ControlHandler::new(control.clone(), machine.clone(), end.clone(), logger.clone());
     events.add_subscriber(Box::new(handler));
-    let reason = wait(&mut events, &end, logger);
+    let reason = wait(&mut events, &machine, &end, logger);
     deliver(&mut events, &machine, logger);
     // Its vCPUs end, and the console's last line is written.
     drop(events);
@@ -119,22 +123,24 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
 fn start(
     boot: &mut Boot,
     vsock: Arc<Mutex<Vsock>>,
-    events: &mut EventLoop,
+    control: Arc<Control>,
     end: &Arc<EndSignal>,
     logger: &Logger,
 ) -> Result<Machine, MachineError> {
     let resources = Resources::take(&mut boot.packet, &boot.config).map_err(BuildError::from)?;
-    let machine = build(&boot.config, resources, vsock, events, end.clone(), logger)?;
+    let machine = build(&boot.config, resources, vsock, control, end.clone(), logger)?;
+    // From here on there is a guest.
+    seccomp::narrow(seccomp::Thread::Events)?;
     machine.resume().map_err(MachineError::Start)?;
     Ok(machine)
 }
 
-fn wait(events: &mut EventLoop, end: &EndSignal, logger: &Logger) -> EndReason {
+fn wait(events: &mut EventLoop, machine: &Machine, end: &EndSignal, logger: &Logger) -> EndReason {
     loop {
         if let Some(reason) = end.reason() {
             return reason;
         }
-        if let Err(error) = turn(events, None) {
+        if let Err(error) = turn(events, machine, None) {
             error!(logger, "machine: event loop failed"; "error" => %error);
             end.end(EndReason::Failed { error: format!("event loop: {error}") });
         }
@@ -149,7 +155,7 @@ fn deliver(events: &mut EventLoop, machine: &Machine, logger: &Logger) {
     let mut left = 0;
     let mut progress = Instant::now();
     loop {
-        let served = match turn(events, Some(if left == 0 { 0 } else { 10 })) {
+        let served = match turn(events, machine, Some(if left == 0 { 0 } else { 10 })) {
             Ok(served) => served,
             Err(error) => return warn!(logger, "machine: event loop failed"; "error" => %error),
         };
@@ -165,7 +171,12 @@ fn deliver(events: &mut EventLoop, machine: &Machine, logger: &Logger) {
 }
 
 /// One turn of the event loop, of at most so many milliseconds; how many events there were.
-fn turn(events: &mut EventLoop, limit: Option<i32>) -> Result<usize, event_manager::Error> {
+fn turn(
+    events: &mut EventLoop,
+    machine: &Machine,
+    limit: Option<i32>,
+) -> Result<usize, event_manager::Error> {
+    machine.settle(events);
     match events.run_with_timeout(limit.unwrap_or(-1)) {
         Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EINTR => Ok(1),
         other => other,
@@ -173,7 +184,7 @@ fn turn(events: &mut EventLoop, limit: Option<i32>) -> Result<usize, event_manag
 }
 
 /// An error and what it came from, in one line.
-pub(super) fn chain(error: impl Error) -> String {
+pub(crate) fn chain(error: impl Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use husk_control::{Event, Reply};
 
+use super::chain;
 use super::control::Control;
-use super::run::chain;
 use crate::devices::virtio::vsock::{ConnectError, StreamSink};
 
 /// Hands streams to the shim over the control socket.

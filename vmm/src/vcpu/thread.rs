@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
+use husk_control::EndReason;
 use kvm_ioctls::VcpuFd;
 
 use super::Shared;
 use super::exit::{self, Next};
 use super::kick::Kickable;
 use super::state::{StateError, VcpuState};
+use crate::machine::chain;
+use crate::seccomp;
 
 /// What a vCPU is told.
 pub(super) enum Command {
@@ -52,6 +55,10 @@ pub(super) struct VcpuThread {
 impl VcpuThread {
     /// The thread's body.
     pub(super) fn run(self, fd: VcpuFd) {
+        if let Err(error) = seccomp::narrow(seccomp::Thread::Vcpu) {
+            let error = chain(error);
+            return self.shared.end.end(EndReason::Failed { error });
+        }
         let mut vcpu = Kickable::new(fd);
         let mut state = State::Paused;
         loop {

@@ -29,7 +29,8 @@ pub struct KvmWiring {
 struct Table {
     vm: Arc<VmFd>,
     chips: InterruptChips,
-    routes: Mutex<Vec<Route>>,
+    /// By number; a place that is free is taken again.
+    routes: Mutex<Vec<Option<Route>>>,
 }
 
 /// One vector's part of the table.
@@ -41,12 +42,17 @@ struct Route {
     irqfd: Irqfd,
 }
 
-#[derive(Default)]
+/// Whether KVM listens to the vector's eventfd. While the vector goes nowhere it does not: what is
+/// written to the eventfd stays in it, and KVM looks at it when it begins to listen.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Irqfd {
+    /// Nobody has asked for the eventfd.
     #[default]
     Absent,
+    /// Wanted as soon as the vector goes somewhere.
+    Parked,
+    /// KVM listens.
     Present,
-    Failed(i32),
 }
 
 struct KvmVector {
@@ -66,11 +72,14 @@ impl Wiring for KvmWiring {
     fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let mut routes = self.table.lock();
-        if routes.len() >= MAX_VECTORS {
+        let index = routes.iter().position(Option::is_none).unwrap_or(routes.len());
+        if index >= MAX_VECTORS {
             return Err(io::Error::other("too many interrupt vectors"));
         }
-        routes.push(Route::default());
-        let index = routes.len() - 1;
+        if index == routes.len() {
+            routes.push(None);
+        }
+        routes[index] = Some(Route::default());
         Ok(Box::new(KvmVector { table: self.table.clone(), index, event }))
     }
 
@@ -78,12 +87,17 @@ impl Wiring for KvmWiring {
         let address = IoEventAddress::Mmio(address);
         Ok(self.table.vm.register_ioevent(event, &address, NoDatamatch)?)
     }
+
+    fn unnotify(&self, address: u64, event: &EventFd) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(address);
+        Ok(self.table.vm.unregister_ioevent(event, &address, NoDatamatch)?)
+    }
 }
 
 impl MsiVector for KvmVector {
     fn trigger(&self) -> io::Result<()> {
         let mut routes = self.table.lock();
-        let route = &mut routes[self.index];
+        let Some(route) = &mut routes[self.index] else { return Ok(()) };
         match route.message {
             Some(message) => {
                 drop(routes);
@@ -99,14 +113,13 @@ impl MsiVector for KvmVector {
     /// A failure to wire it is told by the next `route`.
     fn event(&self) -> &EventFd {
         let mut routes = self.table.lock();
-        if matches!(routes[self.index].irqfd, Irqfd::Absent) {
-            let wired = self.table.vm.register_irqfd(&self.event, gsi(self.index));
-            routes[self.index].irqfd = match wired {
-                Ok(()) => Irqfd::Present,
-                Err(error) => Irqfd::Failed(error.errno()),
-            };
-            if let Err(error) = self.table.update(&routes) {
-                routes[self.index].irqfd = Irqfd::Failed(error.raw_os_error().unwrap_or(0));
+        if let Some(route) = &mut routes[self.index]
+            && route.irqfd == Irqfd::Absent
+        {
+            route.irqfd = Irqfd::Parked;
+            if route.message.is_some() {
+                // It stays parked if it fails, and the next `route` tries again.
+                let _ = self.listen(&mut routes);
             }
         }
         &self.event
@@ -114,16 +127,20 @@ impl MsiVector for KvmVector {
 
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
         let mut routes = self.table.lock();
-        let route = &mut routes[self.index];
-        if route.message == message {
+        let Some(route) = &mut routes[self.index] else { return Ok(()) };
+        if route.message == message && route.irqfd != Irqfd::Parked {
             return Ok(());
         }
         route.message = message;
         let raise = message.is_some() && std::mem::take(&mut route.pending);
-        match route.irqfd {
-            Irqfd::Absent => {}
-            Irqfd::Present => self.table.update(&routes)?,
-            Irqfd::Failed(errno) => return Err(io::Error::from_raw_os_error(errno)),
+        match (route.irqfd, message) {
+            (Irqfd::Present, None) => {
+                route.irqfd = Irqfd::Parked;
+                self.table.vm.unregister_irqfd(&self.event, gsi(self.index))?;
+            }
+            (Irqfd::Present, Some(_)) => self.table.update(&routes)?,
+            (Irqfd::Parked, Some(_)) => self.listen(&mut routes)?,
+            (Irqfd::Parked, None) | (Irqfd::Absent, _) => {}
         }
         drop(routes);
         match message {
@@ -133,9 +150,43 @@ impl MsiVector for KvmVector {
     }
 }
 
+impl KvmVector {
+    /// Has KVM listen to the eventfd of a vector that goes somewhere.
+    fn listen(&self, routes: &mut [Option<Route>]) -> io::Result<()> {
+        self.table.set_irqfd(routes, self.index, Irqfd::Present);
+        // The route first: an eventfd that has been written to is raised as KVM begins to listen.
+        let wired = self
+            .table
+            .update(routes)
+            .and_then(|()| Ok(self.table.vm.register_irqfd(&self.event, gsi(self.index))?));
+        if wired.is_err() {
+            self.table.set_irqfd(routes, self.index, Irqfd::Parked);
+        }
+        wired
+    }
+}
+
+impl Drop for KvmVector {
+    fn drop(&mut self) {
+        let mut routes = self.table.lock();
+        let route = routes[self.index].take();
+        if route.is_some_and(|route| route.irqfd == Irqfd::Present) {
+            // KVM lets go of an eventfd that is closed, too; so both may fail without harm.
+            let _ = self.table.vm.unregister_irqfd(&self.event, gsi(self.index));
+            let _ = self.table.update(&routes);
+        }
+    }
+}
+
 impl Table {
-    fn lock(&self) -> MutexGuard<'_, Vec<Route>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Route>>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_irqfd(&self, routes: &mut [Option<Route>], index: usize, irqfd: Irqfd) {
+        if let Some(Some(route)) = routes.get_mut(index) {
+            route.irqfd = irqfd;
+        }
     }
 
     fn signal(&self, message: MsiMessage) -> io::Result<()> {
@@ -154,7 +205,7 @@ impl Table {
     }
 
     /// Gives KVM the whole table: the pins as they were, and the vectors with an irqfd.
-    fn update(&self, routes: &[Route]) -> io::Result<()> {
+    fn update(&self, routes: &[Option<Route>]) -> io::Result<()> {
         let mut entries = Vec::new();
         let pins = if self.chips == InterruptChips::Pins { IOAPIC_PINS } else { 0 };
         for pin in 0..pins {
@@ -166,8 +217,8 @@ impl Table {
             entries.push(pin_entry(pin, KVM_IRQCHIP_IOAPIC, pin));
         }
         for (index, route) in routes.iter().enumerate() {
-            if let (Some(message), Irqfd::Present) = (route.message, &route.irqfd) {
-                entries.push(message_entry(gsi(index), message));
+            if let Some(Route { message: Some(message), irqfd: Irqfd::Present, .. }) = route {
+                entries.push(message_entry(gsi(index), *message));
             }
         }
         let table = KvmIrqRouting::from_entries(&entries)

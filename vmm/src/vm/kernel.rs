@@ -194,7 +194,8 @@ impl Segment {
     }
 }
 
-/// Reads the initial RAM file system to the end of memory below the hole, behind the kernel.
+/// Reads the initial RAM file system to right behind the kernel, so that both share a huge page; it has to
+/// fit below the hole.
 pub fn load_initrd(
     memory: &GuestMemory,
     file: &File,
@@ -206,8 +207,8 @@ pub fn load_initrd(
     }
     let end = low_end(memory);
     let too_large = || InitrdError::TooLarge { size: size.div_ceil(MIB), has: end / MIB };
-    let address = end.checked_sub(size).ok_or_else(too_large)? / PAGE * PAGE;
-    if address < kernel_end {
+    let address = kernel_end.checked_next_multiple_of(PAGE).ok_or_else(too_large)?;
+    if address.checked_add(size).is_none_or(|needed| needed > end) {
         return Err(too_large());
     }
     read_file(memory, file, 0, address, size)?;
@@ -330,17 +331,20 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn initrd_goes_to_the_end_of_low_memory() {
+    fn initrd_goes_behind_the_kernel() {
         let memory = allocate(32).unwrap();
         let content = vec![7; 10_000];
-        let initrd = load_initrd(&memory, &file(&content), 10_000, 0x100_0000).unwrap();
-        assert_eq!(initrd, Initrd { address: (32 << 20) - 3 * 4096, size: 10_000 });
+        let initrd = load_initrd(&memory, &file(&content), 10_000, 0x100_0001).unwrap();
+        assert_eq!(initrd, Initrd { address: 0x100_1000, size: 10_000 });
         let mut read = vec![0; 10_000];
         memory.read_slice(&mut read, GuestAddress(u64::from(initrd.address))).unwrap();
         assert_eq!(read, content);
         let load = |size, kernel_end| load_initrd(&memory, &file(&content), size, kernel_end);
         assert!(matches!(load(0, 0), Err(InitrdError::Empty)));
-        assert!(matches!(load(10_000, 32 << 20), Err(InitrdError::TooLarge { .. })));
+        assert!(load(10_000, (32 << 20) - 3 * PAGE).is_ok());
+        for kernel_end in [(32 << 20) - 2 * PAGE, 32 << 20, u64::MAX] {
+            assert!(matches!(load(10_000, kernel_end), Err(InitrdError::TooLarge { .. })));
+        }
         assert!(matches!(load(1 << 40, 0), Err(InitrdError::TooLarge { .. })));
     }
 }

@@ -59,8 +59,8 @@ pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
     let regions = ranges
         .into_iter()
         .map(|(start, size)| {
-            let region =
-                map_aligned(size).map_err(|source| MemoryError::Allocate { mib, source })?;
+            let region = map_aligned(size, libc::PROT_READ | libc::PROT_WRITE)
+                .map_err(|source| MemoryError::Allocate { mib, source })?;
             GuestRegionMmap::new(region, start).ok_or(MemoryError::Size(mib))
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -71,8 +71,7 @@ pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
 /// in their low 21 bits can KVM map the host's huge pages whole, and each page it maps is an exit.
 ///
 /// It is never unmapped: it goes with the process, in one piece with everything else.
-fn map_aligned(size: usize) -> io::Result<MmapRegion<()>> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
+pub(super) fn map_aligned(size: usize, prot: libc::c_int) -> io::Result<MmapRegion<()>> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let whole = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing there is.

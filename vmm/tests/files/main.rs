@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A failed test is a panic.
 
 mod client;
+mod escapes;
 mod kernel;
 mod messages;
 mod mounts;

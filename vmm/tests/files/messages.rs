@@ -195,6 +195,8 @@ fn malformed_messages_are_refused_and_do_no_harm() {
     assert_eq!(client.call(4, ROOT, &[0; 87]), Err(libc::EINVAL));
     assert_eq!(client.call(47, ROOT, &[0; 55]), Err(libc::EINVAL));
     assert_eq!(client.call(21, ROOT, &[0xff; 100]), Err(libc::EINVAL));
+    // INIT with FUSE_INIT_EXT, and nothing of what that says.
+    assert_eq!(client.call(26, 0, &words(&[7, 36, 0, 1 << 30])), Err(libc::EINVAL));
     assert_eq!(client.call(4000, ROOT, &[]), Err(libc::ENOSYS));
     let mut body = words(&[u32::MAX, 0]);
     body.extend(terminated("user.x"));
@@ -429,6 +431,23 @@ fn attributes_change_as_asked() {
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (77, 77, 0o711));
     }
+}
+
+#[test]
+fn messages_of_the_connection_itself_keep_the_channel_in_step() {
+    let folder = tempdir().unwrap();
+    let mut server = Server::start(folder.path(), 1);
+    let mut client = server.client();
+    let file = client.create(ROOT, "file", libc::O_RDWR, FILE | 0o600, 0).unwrap().0;
+    // NOTIFY_REPLY, INTERRUPT: nothing comes back, so the next answer is the next request's.
+    client.send(41, ROOT, &[0; 40]);
+    client.send(36, ROOT, &longs(&[1]));
+    assert_eq!(client.lookup(ROOT, "file").unwrap().node, file.node);
+    // DESTROY, at the end of a mount.
+    client.call(38, 0, &[]).unwrap();
+    assert_eq!(client.call(3, file.node, &[0; 16]), Err(libc::ESTALE), "nothing is held any more");
+    client.init();
+    client.lookup(ROOT, "file").unwrap();
 }
 
 #[test]

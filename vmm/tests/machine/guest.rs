@@ -45,6 +45,41 @@ pub fn print_config(address: u32) -> Vec<u8> {
     code
 }
 
+/// Asks for the configuration register of mechanism #1 at `address` until something answers there,
+/// or until nothing does.
+pub fn await_config(address: u32, present: bool) -> Vec<u8> {
+    let mut code = select_config(address);
+    // in eax, dx; cmp eax, -1; back to the start while it is not as awaited
+    code.extend([0xed, 0x83, 0xf8, 0xff, if present { 0x74 } else { 0x75 }, 0xec]);
+    code
+}
+
+/// Writes the configuration register of mechanism #1 at `address`.
+pub fn write_config(address: u32, value: u32) -> Vec<u8> {
+    let mut code = select_config(address);
+    code.push(0xb8);
+    code.extend(value.to_le_bytes());
+    code.push(0xef);
+    code
+}
+
+/// Prints the byte at an address below 1 GiB.
+pub fn print_byte(address: u32) -> Vec<u8> {
+    // mov al, [address]; mov dx, 0x3f8; out dx, al
+    let mut code = vec![0x8a, 0x04, 0x25];
+    code.extend(address.to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x03, 0xee]);
+    code
+}
+
+/// Selects a configuration register; the port of its data is in dx.
+fn select_config(address: u32) -> Vec<u8> {
+    let mut code = vec![0xb8];
+    code.extend(address.to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x0c, 0xef, 0x66, 0xba, 0xfc, 0x0c]);
+    code
+}
+
 /// Maps the first 2 MiB of BARs and writes `value` to the byte at 0xc0000000.
 pub fn poke_first_bar(value: u8) -> Vec<u8> {
     vec![
@@ -127,8 +162,11 @@ impl Machine {
             command_line: "quiet".to_owned(),
             vcpus: 1,
             memory_mib: 64,
+            max_vcpus: 0,
+            max_memory_mib: 0,
             console: Some(Console { log: 2, limit: 4096 }),
             shared_folder: None,
+            network: Vec::new(),
         };
         change(&mut config);
         self.ask_with(MachineRequest::Boot(Box::new(config)), &descriptors)
@@ -139,7 +177,8 @@ impl Machine {
         self.ask_with(request, &[])
     }
 
-    fn ask_with(
+    /// Asks with descriptors and waits for the answer.
+    pub fn ask_with(
         &mut self,
         request: MachineRequest,
         with: &[BorrowedFd<'_>],
@@ -157,6 +196,14 @@ impl Machine {
 
     fn hear(&self) -> Packet<MachineMessage> {
         receive(self.socket.as_ref().unwrap()).unwrap().expect("the machine said nothing")
+    }
+
+    /// Waits for its end: why, and what the process would exit with.
+    pub fn end_unread(self) -> (EndReason, Result<(), MachineError>) {
+        let MachineMessage::Event(Event::Ended { reason }) = self.hear().message else {
+            panic!("no end");
+        };
+        (reason, self.thread.join().unwrap())
     }
 
     /// Waits for its end: why, what it printed, and what the process would exit with.

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use husk_control::{EndReason, MachineRequest, Reply};
+use husk_control::{EndReason, MachineRequest, MemorySize, Reply};
 
 use super::guest::{self, Machine, kernel};
 
@@ -112,6 +112,55 @@ fn many_vcpus_and_much_memory() {
     });
     assert_eq!(booted, Ok(Reply::Done));
     assert_eq!(machine.end().0, EndReason::Reset);
+}
+
+#[test]
+fn grows_while_it_runs() {
+    let Some(kvm) = guest::kvm() else { return };
+    let memory = |requested_mib, present_mib, added| {
+        Ok(Reply::Memory(MemorySize { requested_mib, present_mib, added }))
+    };
+    let mut machine = Machine::new();
+    let booted = machine.boot(&kvm, &kernel(guest::SPIN), None, |config| {
+        config.max_vcpus = 4;
+        config.max_memory_mib = 64 + 300;
+    });
+    assert_eq!(booted, Ok(Reply::Done));
+    let vcpus = |machine: &mut Machine| match machine.ask(MachineRequest::Metrics) {
+        Ok(Reply::Metrics(metrics)) => (metrics.vcpus, metrics.memory_mib),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(vcpus(&mut machine), (1, 64));
+    for (count, there) in [(2, 2), (1, 2)] {
+        assert_eq!(machine.ask(MachineRequest::EnsureVcpus { count }), Ok(Reply::Done));
+        assert_eq!(vcpus(&mut machine).0, there, "never fewer");
+    }
+    assert_eq!(machine.ask(MachineRequest::Pause), Ok(Reply::Done));
+    assert_eq!(machine.ask(MachineRequest::EnsureVcpus { count: 4 }), Ok(Reply::Done));
+    assert_eq!(machine.ask(MachineRequest::Resume), Ok(Reply::Done));
+    assert_eq!(machine.ask(MachineRequest::Pause), Ok(Reply::Done));
+    let refused = machine.ask(MachineRequest::EnsureVcpus { count: 5 }).unwrap_err();
+    assert_eq!(refused, "5 vCPUs were asked for, and this machine can have 4");
+
+    assert_eq!(machine.ask(MachineRequest::ResizeMemory { mib: 1 }), memory(64, 64, false));
+    assert_eq!(machine.ask(MachineRequest::AwaitMemory), memory(64, 64, false));
+    assert_eq!(machine.ask(MachineRequest::ResizeMemory { mib: 65 }), memory(192, 64, true));
+    assert_eq!(machine.ask(MachineRequest::ResizeMemory { mib: 9999 }), memory(320, 64, false));
+    // A guest that knows nothing of it takes nothing, until nothing is what it is to have.
+    assert_eq!(machine.ask(MachineRequest::ResizeMemory { mib: 64 }), memory(64, 64, false));
+    assert_eq!(machine.ask(MachineRequest::AwaitMemory), memory(64, 64, false));
+    assert_eq!(vcpus(&mut machine), (4, 64));
+    machine.socket = None;
+    assert!(machine.join().is_err());
+
+    let mut machine = Machine::new();
+    machine.boot(&kvm, &kernel(guest::SPIN), None, |_| ()).unwrap();
+    let refused = machine.ask(MachineRequest::ResizeMemory { mib: 65 }).unwrap_err();
+    assert_eq!(refused, "this machine was built to have 64 MiB of memory and no more");
+    assert_eq!(machine.ask(MachineRequest::ResizeMemory { mib: 64 }), memory(64, 64, false));
+    assert_eq!(machine.ask(MachineRequest::AwaitMemory), memory(64, 64, false));
+    machine.socket = None;
+    assert!(machine.join().is_err());
 }
 
 #[test]

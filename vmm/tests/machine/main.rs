@@ -6,4 +6,5 @@
 
 mod guest;
 mod life;
+mod network;
 mod state;

@@ -8,6 +8,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::{CloneFlags, setns};
 use pathrs::Root;
+use pathrs::error::ErrorKind;
 
 use crate::container::helper::CreateRequest;
 use crate::container::helper::command::Command;
@@ -19,8 +20,7 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
     let request = fs::read(directory.join("create.json")).because("read the request")?;
     let request: CreateRequest = serde_json::from_slice(&request).because("read the request")?;
     if let Some((base, path)) = &request.early_directory {
-        // If it cannot be made, entering it will say so.
-        let _ = Root::open(base).and_then(|r| r.mkdir_all(path, &Permissions::from_mode(0o755)));
+        make_folder(base, path)?;
     }
     let command = Command::new(request.environment, request.directory, report.clone());
     let container = ContainerBuilder::new(request.id, SyscallType::default())
@@ -40,4 +40,16 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
         loopback_up().because("loopback device")?;
     }
     Ok(pid.as_raw())
+}
+
+/// Makes the working directory `path` below `base`. What else fails here may be right in the
+/// container, and if not, entering it says so; but of a file it does not say which.
+fn make_folder(base: &Path, path: &Path) -> Result<(), Failure> {
+    let made = Root::open(base).and_then(|r| r.mkdir_all(path, &Permissions::from_mode(0o755)));
+    match made.map_err(|error| error.kind()) {
+        Err(ErrorKind::OsError(Some(libc::ENOTDIR))) => {
+            Err(Failure::other(format!("mkdir {}: not a directory", path.display())))
+        }
+        _ => Ok(()),
+    }
 }

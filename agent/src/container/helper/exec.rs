@@ -4,7 +4,7 @@
 //! container by itself: cgroup, namespaces, a fork for the PID namespace, then the steps of any
 //! process in runc's order, with libcontainer's calls for capabilities, limits and seccomp.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -17,14 +17,13 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::container::helper::ExecRequest;
 use crate::container::helper::command::Command;
 use crate::container::helper::console::Sender;
 use crate::container::helper::lookup;
 use crate::container::helper::report::{Because, Failure, Report};
+use crate::container::helper::terminal;
 use crate::init::calls;
 use crate::init::mounts::CGROUP_ROOT;
 
@@ -142,7 +141,7 @@ fn dress(
     let user = process.user();
     setsid().because("begin a session")?;
     if let Some(console) = console {
-        open_terminal(request, &console).because("terminal")?;
+        terminal::open((request.rows, request.columns), &console).because("terminal")?;
     }
     let quiet = process.no_new_privileges() == Some(true);
     if quiet {
@@ -191,25 +190,4 @@ fn become_user(process: &Process, syscall: &dyn Syscall) -> Result<(), Failure> 
     setresuid(uid, uid, uid).because("set the user")?;
     capabilities::reset_effective(syscall).because("capabilities")?;
     nix::sys::prctl::set_keepcaps(false).because("keep capabilities")
-}
-
-fn open_terminal(request: &ExecRequest, console: &Sender) -> io::Result<()> {
-    let master = OpenOptions::new().read(true).write(true).open("/dev/ptmx")?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave: File = ioctl_tiocgptpeer(&master, flags)?.into();
-    if request.rows != 0 && request.columns != 0 {
-        let (rows, columns) = (request.rows, request.columns);
-        tcsetwinsize(
-            &slave,
-            Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 },
-        )?;
-    }
-    console.send(&master)?;
-    rustix::process::ioctl_tiocsctty(&slave)?;
-    rustix::stdio::dup2_stdin(&slave)?;
-    rustix::stdio::dup2_stdout(&slave)?;
-    rustix::stdio::dup2_stderr(&slave)?;
-    Ok(())
 }

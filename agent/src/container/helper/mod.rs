@@ -8,9 +8,12 @@ mod command;
 mod console;
 mod create;
 mod exec;
-mod lookup;
+pub mod lookup;
+mod pids;
 mod report;
+mod shell;
 mod spawn;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,6 +63,25 @@ pub struct ExecRequest {
     pub columns: u16,
 }
 
+/// What `shell` is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShellRequest {
+    /// The program's file.
+    pub program: PathBuf,
+    /// Its arguments, its name the first.
+    pub arguments: Vec<String>,
+    /// Its environment.
+    pub environment: Vec<String>,
+    /// The shell's cgroup.
+    pub cgroup: PathBuf,
+    /// The socket that the terminal is sent to.
+    pub console: Option<PathBuf>,
+    /// The terminal's size in characters, or 0.
+    pub rows: u16,
+    /// See `rows`.
+    pub columns: u16,
+}
+
 /// The helper's main.
 pub fn run(role: &str, directory: &Path, descriptor: &str) -> ExitCode {
     let number = descriptor.parse().unwrap_or(-1);
@@ -73,6 +95,8 @@ pub fn run(role: &str, directory: &Path, descriptor: &str) -> ExitCode {
     let result = match role {
         "create" => create::run(directory, &report).map(|pid| report.pid(pid)),
         "exec" => exec::run(directory, &report).map(|pid| report.pid(pid)),
+        "shell" => Err(shell::run(directory, &report)),
+        "pids" => pids::run().map(|pid| report.pid(pid)),
         _ => Err(report::Failure::other("no such role")),
     };
     match result {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | 0x9fc00 | RAM; boot parameters, first tables and command line in it |
 //! | 0x9fc00 | 0x100000 | reserved; the MP table at its start |
-//! | 1 MiB | 3 GiB | RAM: the kernel where its file says, the initrd at the end |
+//! | 1 MiB | 3 GiB | RAM: the kernel where its file says, the initrd behind it |
 //! | 3 GiB | 0xfec00000 | BARs |
 //! | 0xfec00000 | 4 GiB | IOAPIC, local APICs, KVM's own pages |
 //! | 4 GiB | | the rest of RAM |

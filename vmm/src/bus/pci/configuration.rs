@@ -1,8 +1,8 @@
 //! A function's 256 bytes of configuration space (PCI local bus specification 3.0, chapter 6).
 //!
-//! Header type 0, a capability list, and BARs whose addresses the machine has fixed: the guest may
-//! size a BAR (write all ones, read the mask back), but whatever else it writes leaves the address
-//! as it was.
+//! Header type 0, a capability list, and BARs that the machine has placed. The guest may size a BAR
+//! (write all ones, read the mask back) and move one that lies below 4 GiB: Linux chooses new
+//! addresses for functions that come while it runs.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
 const COMMAND_NO_INTX: u16 = 1 << 10;
 const BAR_64_BIT: u32 = 1 << 2;
-const STATE_VERSION: u16 = 1;
+const STATE_VERSION: u16 = 2;
 
 /// Who a function says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub enum ConfigSpaceError {
     /// No room for a capability of that many bytes.
     #[error("no room for a capability of {0} bytes")]
     CapabilityRoom(usize),
+    /// The saved state is of a function that is laid out in another way.
+    #[error("saved configuration space is not this function's")]
+    Layout,
     /// The saved state is of another version or shape.
     #[error("saved configuration space of version {0} is not understood")]
     State(u16),
@@ -64,6 +67,8 @@ struct BarRegister {
     mask: u32,
     /// All ones were written last.
     sizing: bool,
+    /// A BAR of its own, below 4 GiB: the guest may move it.
+    movable: bool,
 }
 
 /// The configuration space of one function.
@@ -83,6 +88,7 @@ pub struct ConfigSpaceState {
     version: u16,
     bytes: Vec<u8>,
     sizing: [bool; BARS],
+    addresses: [u32; BARS],
 }
 
 impl ConfigSpace {
@@ -131,12 +137,14 @@ impl ConfigSpace {
             value: low(bar.address) | kind,
             mask: low(mask) | kind,
             sizing: false,
+            movable: !wide,
         });
         if wide {
             self.registers[last] = Some(BarRegister {
                 value: low(bar.address >> 32),
                 mask: low(mask >> 32),
                 sizing: false,
+                movable: false,
             });
         }
         self.bars.push(bar);
@@ -213,10 +221,12 @@ impl ConfigSpace {
             version: STATE_VERSION,
             bytes: self.bytes.to_vec(),
             sizing: self.registers.map(|register| register.is_some_and(|r| r.sizing)),
+            addresses: self.registers.map(|register| register.map_or(0, |r| r.value)),
         }
     }
 
-    /// Puts back what [`ConfigSpace::save`] saved; only bits the guest may write are taken.
+    /// Puts back what [`ConfigSpace::save`] saved of a space laid out like this one. A state in which
+    /// something else has changed than a guest can change is refused, and the space is of no more use.
     pub fn restore(&mut self, state: &ConfigSpaceState) -> Result<(), ConfigSpaceError> {
         if state.version != STATE_VERSION || state.bytes.len() != CONFIG_SIZE {
             return Err(ConfigSpaceError::State(state.version));
@@ -225,12 +235,13 @@ impl ConfigSpace {
             let mask = self.writable[at];
             self.bytes[at] = (self.bytes[at] & !mask) | (byte & mask);
         }
-        for (register, &sizing) in self.registers.iter_mut().zip(&state.sizing) {
-            if let Some(register) = register {
-                register.sizing = sizing;
+        for (index, &address) in state.addresses.iter().enumerate() {
+            self.move_bar(index, address);
+            if let Some(register) = &mut self.registers[index] {
+                register.sizing = state.sizing[index];
             }
         }
-        Ok(())
+        if self.save() == *state { Ok(()) } else { Err(ConfigSpaceError::Layout) }
     }
 
     fn byte(&self, at: usize) -> u8 {
@@ -242,8 +253,8 @@ impl ConfigSpace {
         self.bytes.get(at).copied().unwrap_or(0xff)
     }
 
-    /// Takes from a write what falls into BAR `index`: all that counts is whether it makes the
-    /// register all ones.
+    /// Takes from a write what falls into BAR `index`: either it makes the register all ones, or it
+    /// is a new address.
     fn write_bar(&mut self, index: usize, start: usize, data: &[u8]) {
         let Some(register) = &mut self.registers[index] else { return };
         let base = BAR0 + 4 * index;
@@ -258,6 +269,24 @@ impl ConfigSpace {
         if touched {
             let written = u32::from_le_bytes(bytes);
             register.sizing = written | 0xf == u32::MAX;
+            if !register.sizing {
+                self.move_bar(index, written);
+            }
+        }
+    }
+
+    /// Moves a BAR that can be moved to the address that the register's value says.
+    fn move_bar(&mut self, index: usize, value: u32) {
+        let Some(register) = &mut self.registers[index] else { return };
+        if !register.movable {
+            return;
+        }
+        // The mask keeps it aligned; its end is at most 4 GiB.
+        register.value = value & register.mask;
+        for bar in &mut self.bars {
+            if usize::from(bar.index) == index {
+                bar.address = u64::from(register.value);
+            }
         }
     }
 }
@@ -277,6 +306,8 @@ fn low(value: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const IDENTITY: Identity = Identity {
@@ -316,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_bar_can_be_sized_but_not_moved() {
+    fn a_narrow_bar_can_be_sized_and_moved() {
         let mut space = ConfigSpace::new(&IDENTITY);
         let bar = Bar { index: 0, address: 0xc000_0000, size: 0x8000 };
         space.add_bar(bar).unwrap();
@@ -325,7 +356,13 @@ mod tests {
         space.write(0x10, &u32::MAX.to_le_bytes());
         assert_eq!(dword(&space, 0x10), 0xffff_8000);
         space.write(0x10, &0xd000_0000_u32.to_le_bytes());
-        assert_eq!(dword(&space, 0x10), 0xc000_0000);
+        assert_eq!(dword(&space, 0x10), 0xd000_0000);
+        space.write(0x10, &0xd123_4567_u32.to_le_bytes());
+        assert_eq!(dword(&space, 0x10), 0xd123_0000, "whole sizes only");
+        assert_eq!(space.bars(), [Bar { address: 0xd123_0000, ..bar }]);
+        space.write(0x10, &[0xff; 4]);
+        space.write(0x13, &[0xe0]);
+        assert_eq!(dword(&space, 0x10), 0xe0ff_8000, "byte by byte, as a driver may");
         space.write(0x14, &u32::MAX.to_le_bytes());
         assert_eq!(dword(&space, 0x14), 0, "no such BAR");
     }
@@ -340,6 +377,8 @@ mod tests {
         space.write(0x18, &[0xff; 8]);
         assert_eq!(dword(&space, 0x18), BAR_64_BIT);
         assert_eq!(dword(&space, 0x1c), 0xffff_fffe);
+        space.write(0x18, &[0, 0, 0, 0, 0x80, 0, 0, 0]);
+        assert_eq!(space.bars(), [bar], "it stays");
         assert!(space.add_bar(Bar { index: 3, address: 0xc000_0000, size: 16 }).is_err());
     }
 
@@ -396,6 +435,7 @@ mod tests {
         let mut space = ConfigSpace::new(&IDENTITY);
         space.add_bar(Bar { index: 0, address: 0xc000_0000, size: 0x1000 }).unwrap();
         space.write(4, &[6, 0]);
+        space.write(0x10, &0xc010_0000_u32.to_le_bytes());
         space.write(0x10, &[0xff; 4]);
         let text = serde_json::to_string(&space.save()).unwrap();
         let mut other = ConfigSpace::new(&IDENTITY);
@@ -403,8 +443,80 @@ mod tests {
         other.restore(&serde_json::from_str(&text).unwrap()).unwrap();
         assert_eq!(other.save(), space.save());
         assert_eq!(dword(&other, 0x10), 0xffff_f000);
+        assert_eq!(other.bars()[0].address, 0xc010_0000);
         let mut state = space.save();
         state.version = 9;
         assert_eq!(other.restore(&state), Err(ConfigSpaceError::State(9)));
+    }
+
+    /// A narrow BAR, a wide one and two capabilities, one of them with bits of the guest's.
+    fn full() -> ConfigSpace {
+        let mut space = ConfigSpace::new(&IDENTITY);
+        space.add_bar(Bar { index: 0, address: 0xc000_0000, size: 0x8000 }).unwrap();
+        space.add_bar(Bar { index: 2, address: 1 << 38, size: 1 << 20 }).unwrap();
+        space.add_capability(0x11, &[3, 0, 0, 0], &[0, 0xc0]).unwrap();
+        space.add_capability(0x09, &[20, 5, 7], &[]).unwrap();
+        space
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever a guest writes, in any width and anywhere: what is not its to write stays, each
+        /// BAR stays aligned and below 4 GiB or where it is, a read in pieces is one in one piece,
+        /// and what is saved comes back.
+        #[test]
+        fn only_the_guests_bits_change(
+            writes in prop::collection::vec(
+                (any::<u8>(), prop::sample::select(vec![1_usize, 2, 4, 8]), any::<[u8; 8]>()),
+                1..60,
+            ),
+        ) {
+            let before = full();
+            let mut space = full();
+            for (offset, width, data) in writes {
+                // Sizing, more often than by chance.
+                let data = if data[7] < 64 { [0xff; 8] } else { data };
+                space.write(offset, &data[..width]);
+                for at in 0..CONFIG_SIZE {
+                    prop_assert_eq!((space.bytes[at] ^ before.bytes[at]) & !before.writable[at], 0);
+                }
+                let [narrow, wide] = space.bars()[..] else { panic!("two BARs") };
+                prop_assert_eq!(wide, before.bars()[1]);
+                prop_assert_eq!((narrow.index, narrow.size), (0, 0x8000));
+                prop_assert!(narrow.address.is_multiple_of(narrow.size));
+                prop_assert!(narrow.address + narrow.size <= 1 << 32);
+                let mut whole = [0; 8];
+                space.read(offset, &mut whole);
+                for (at, byte) in (usize::from(offset)..).zip(whole) {
+                    let mut piece = [0];
+                    match u8::try_from(at) {
+                        Ok(at) => space.read(at, &mut piece),
+                        Err(_) => piece = [0xff],
+                    }
+                    prop_assert_eq!(piece, [byte]);
+                }
+            }
+            let mut other = full();
+            other.restore(&space.save()).unwrap();
+            prop_assert_eq!(other.save(), space.save());
+            prop_assert_eq!(other.bars(), space.bars());
+        }
+
+        /// A restored state is either the one that would be saved, or refused.
+        #[test]
+        fn no_state_is_taken_in_part(
+            at in 0..CONFIG_SIZE, byte in any::<u8>(), index in 0..BARS, address in any::<u32>(),
+            sizing in any::<bool>(),
+        ) {
+            let mut space = full();
+            let mut state = space.save();
+            state.bytes[at] = byte;
+            state.addresses[index] = address;
+            state.sizing[index] = sizing;
+            if space.restore(&state).is_ok() {
+                prop_assert_eq!(space.save(), state);
+            }
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! The one PCI bus: a function's configuration space and its memory ranges (BARs).
 //!
-//! BARs are placed by the machine and stay where they are: the guest may size them, but a write of
-//! another address is ignored, so that no guest can move a range over another's.
+//! BARs are placed by the machine, and the guest may move those below 4 GiB. What it moves a range over
+//! is its own loss: where memory is KVM never asks us, and of two ranges at one place the function in
+//! the lower slot answers.
+//!
+//! Functions come and go while the guest runs. It finds a new one when it scans the bus again, and
+//! should have let go of one that is taken away.
 
 mod configuration;
 mod host_bridge;

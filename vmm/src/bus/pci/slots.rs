@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_allocator::{AddressAllocator, AllocPolicy};
+use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
 use super::{Bar, CONFIG_SIZE, PciFunction};
 
 const SLOTS: usize = 32;
+/// BARs are placed in whole pages, so that no two functions' registers share one.
+const PAGE: u64 = 4096;
 
 /// A function as the bus and the device's own event handler hold it.
 pub type SharedFunction = Arc<Mutex<dyn PciFunction>>;
@@ -32,12 +34,36 @@ pub enum PciError {
 
 struct Slot {
     function: SharedFunction,
+    /// Where the BARs are now.
     bars: Vec<Bar>,
+    /// Where the machine has placed them.
+    placed: Vec<Bar>,
 }
 
 struct Slots {
-    slots: Vec<Slot>,
+    slots: [Option<Slot>; SLOTS],
     addresses: AddressAllocator,
+}
+
+impl Slots {
+    fn taken(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().flatten()
+    }
+
+    /// Whether a range touches one that the guest may have moved.
+    fn is_covered(&self, start: u64, end: u64) -> bool {
+        self.taken()
+            .flat_map(|slot| &slot.bars)
+            .any(|o| o.address < end && start < o.address + o.size)
+    }
+
+    fn free(&mut self, bar: &Bar) {
+        let end = bar.address + bar.size.max(PAGE) - 1;
+        // What has not come from the allocator is none of its business.
+        if let Ok(range) = RangeInclusive::new(bar.address, end) {
+            let _ = self.addresses.free(&range);
+        }
+    }
 }
 
 /// Bus 0.
@@ -51,40 +77,67 @@ impl PciBus {
     pub fn new(base: u64, size: u64) -> Result<Self, PciError> {
         let addresses =
             AddressAllocator::new(base, size).map_err(|source| PciError::Room { size, source })?;
-        let slots = Slots { slots: Vec::new(), addresses };
+        let slots = Slots { slots: [const { None }; SLOTS], addresses };
         Ok(Self { state: Mutex::new(slots), window: (base, base + size) })
     }
 
     /// A free, aligned range for a BAR of `size` bytes, which must be a power of two.
     pub fn allocate(&self, size: u64) -> Result<u64, PciError> {
         let mut state = self.lock();
-        // Whole pages, so that no two functions' registers share one.
-        let aligned = size.max(4096);
-        let range = state
-            .addresses
-            .allocate(aligned, aligned, AllocPolicy::FirstMatch)
-            .map_err(|source| PciError::Room { size, source })?;
-        Ok(range.start())
+        let aligned = size.max(PAGE);
+        let mut covered = Vec::new();
+        // The guest may have moved a range onto a free one: that is left out. It has few to move.
+        let result = loop {
+            let range = state
+                .addresses
+                .allocate(aligned, aligned, AllocPolicy::FirstMatch)
+                .map_err(|source| PciError::Room { size, source });
+            match range {
+                Ok(range) if state.is_covered(range.start(), range.end() + 1) => {
+                    covered.push(Bar { index: 0, address: range.start(), size: aligned });
+                }
+                other => break other.map(|range| range.start()),
+            }
+        };
+        for bar in &covered {
+            state.free(bar);
+        }
+        result
     }
 
-    /// Puts a function into the next free slot, which is returned.
+    /// Gives back a range that no function was made for.
+    pub fn release(&self, address: u64, size: u64) {
+        self.lock().free(&Bar { index: 0, address, size });
+    }
+
+    /// Puts a function into the first free slot, which is returned.
     pub fn add(&self, function: SharedFunction) -> Result<u8, PciError> {
         let bars = function.lock().unwrap_or_else(PoisonError::into_inner).bars();
         let mut state = self.lock();
-        let number = u8::try_from(state.slots.len()).map_err(|_| PciError::Full)?;
-        if usize::from(number) >= SLOTS {
-            return Err(PciError::Full);
-        }
+        let free = state.slots.iter().position(Option::is_none).ok_or(PciError::Full)?;
+        let number = u8::try_from(free).map_err(|_| PciError::Full)?;
         for (position, bar) in bars.iter().enumerate() {
             let end = bar.address.checked_add(bar.size).ok_or(PciError::Bar(*bar))?;
             let inside = bar.address >= self.window.0 && end <= self.window.1;
-            let mut others = state.slots.iter().flat_map(|s| &s.bars).chain(&bars[..position]);
-            if !inside || others.any(|o| o.address < end && bar.address < o.address + o.size) {
+            let mut others = bars[..position].iter();
+            let overlaps = others.any(|o| o.address < end && bar.address < o.address + o.size);
+            if !inside || overlaps || state.is_covered(bar.address, end) {
                 return Err(PciError::Bar(*bar));
             }
         }
-        state.slots.push(Slot { function, bars });
+        state.slots[free] = Some(Slot { function, placed: bars.clone(), bars });
         Ok(number)
+    }
+
+    /// Takes the function out of a slot; its ranges are free again. A vCPU may be in a call of it
+    /// that began before.
+    pub fn remove(&self, slot: u8) -> Option<SharedFunction> {
+        let mut state = self.lock();
+        let slot = state.slots.get_mut(usize::from(slot))?.take()?;
+        for bar in &slot.placed {
+            state.free(bar);
+        }
+        Some(slot.function)
     }
 
     /// Reads configuration space; an empty slot and what passes 256 bytes read as all ones.
@@ -102,7 +155,17 @@ impl PciBus {
         if usize::from(offset) + data.len() <= CONFIG_SIZE
             && let Some(function) = self.function(slot)
         {
-            locked(&function).config_write(offset, data);
+            let bars = {
+                let mut function = locked(&function);
+                function.config_write(offset, data);
+                function.bars()
+            };
+            // The slot may have been emptied, even filled again, meanwhile.
+            if let Some(Some(slot)) = self.lock().slots.get_mut(usize::from(slot))
+                && Arc::ptr_eq(&slot.function, &function)
+            {
+                slot.bars = bars;
+            }
         }
     }
 
@@ -122,13 +185,13 @@ impl PciBus {
     }
 
     fn function(&self, slot: u8) -> Option<SharedFunction> {
-        self.lock().slots.get(usize::from(slot)).map(|slot| slot.function.clone())
+        self.lock().slots.get(usize::from(slot))?.as_ref().map(|slot| slot.function.clone())
     }
 
     fn bar_at(&self, address: u64, length: usize) -> Option<(SharedFunction, u8, u64)> {
         let end = address.checked_add(u64::try_from(length).ok()?)?;
         let state = self.lock();
-        state.slots.iter().find_map(|slot| {
+        state.taken().find_map(|slot| {
             let bar = slot
                 .bars
                 .iter()
@@ -226,6 +289,55 @@ pub(super) mod tests {
             assert!(matches!(bus.add(scratch(&[bar(address)])), Err(PciError::Bar(_))));
         }
         assert!(bus.add(scratch(&[bar(0xc000_2000)])).is_ok());
+    }
+
+    #[test]
+    fn what_is_removed_can_be_added_again() {
+        let bus = PciBus::new(0xc000_0000, 0x4000).unwrap();
+        for _ in 0..100 {
+            let address = bus.allocate(0x4000).unwrap();
+            assert_eq!(address, 0xc000_0000);
+            let slot = bus.add(scratch(&[Bar { index: 0, address, size: 0x4000 }])).unwrap();
+            assert!(bus.allocate(0x1000).is_err());
+            assert!(bus.remove(slot).is_some());
+            assert!(bus.remove(slot).is_none());
+            let mut data = [0; 4];
+            bus.memory_read(address, &mut data);
+            assert_eq!(data, [0xff; 4]);
+            bus.config_read(slot, 0, &mut data);
+            assert_eq!(data, [0xff; 4]);
+        }
+        let address = bus.allocate(0x4000).unwrap();
+        bus.release(address, 0x4000);
+        assert!(bus.allocate(0x4000).is_ok());
+        assert!(bus.remove(99).is_none());
+    }
+
+    #[test]
+    fn moved_ranges_are_found_and_not_given_away() {
+        let bus = PciBus::new(0xc000_0000, 0x4000).unwrap();
+        let address = bus.allocate(0x1000).unwrap();
+        let function = Arc::new(Mutex::new(Scratch {
+            config: [0; 256],
+            bars: vec![Bar { index: 0, address, size: 0x1000 }],
+            memory: vec![0x22; 0x1000],
+        }));
+        let slot = bus.add(function.clone()).unwrap();
+        for moved in [0x1000_0000, 0xc000_2000] {
+            function.lock().unwrap().bars[0].address = moved;
+            bus.config_write(slot, 0, &[0]);
+            let mut data = [0; 4];
+            bus.memory_read(moved, &mut data);
+            assert_eq!(data, [0x22; 4]);
+            bus.memory_read(address, &mut data);
+            assert_eq!(data, [0xff; 4], "no longer there");
+        }
+        let others = [bus.allocate(0x1000).unwrap(), bus.allocate(0x1000).unwrap()];
+        assert_eq!(others, [0xc000_1000, 0xc000_3000]);
+        assert!(bus.allocate(0x1000).is_err());
+        assert!(bus.remove(slot).is_some());
+        assert!(bus.allocate(0x1000).is_ok());
+        assert!(bus.allocate(0x1000).is_ok());
     }
 
     #[test]

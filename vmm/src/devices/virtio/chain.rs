@@ -119,6 +119,19 @@ impl Segments {
         done
     }
 
+    /// Copies `bytes` to `offset` bytes behind the front, as far as there is room.
+    pub fn copy_in_at(&self, offset: usize, mut bytes: &[u8]) {
+        let mut skip = offset;
+        for slice in self.slices() {
+            if let Ok(slice) = slice.offset(skip) {
+                let count = slice.len().min(bytes.len());
+                slice.copy_from(&bytes[..count]);
+                bytes = &bytes[count..];
+            }
+            skip = skip.saturating_sub(slice.len());
+        }
+    }
+
     /// Copies `bytes` to the front; returns how many had room.
     pub fn copy_in(&self, bytes: &[u8]) -> usize {
         let mut done = 0;
@@ -233,6 +246,7 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use virtio_queue::desc::RawDescriptor;
     use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
@@ -347,5 +361,103 @@ mod tests {
             load(&memory, &[(0x10000, 32000, INDIRECT, 0)]).err(),
             Some(ChainError::TooMany)
         );
+    }
+
+    /// A descriptor, mostly one that leads on and lies in memory.
+    fn descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
+        let address = prop_oneof![4 => 0_u64..0x2_0400, 1 => any::<u64>()];
+        let len = prop_oneof![6 => 0_u32..0x600, 1 => any::<u32>()];
+        let flags = prop_oneof![4 => Just(NEXT), 3 => Just(NEXT | WRITE), 2 => 0_u16..8];
+        (address, len, flags, 0_u16..18)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// What is loaded lies in memory, within the limits, and is what the table says: read first,
+        /// then written, each piece as long as its descriptor.
+        #[test]
+        fn a_chain_is_what_its_table_says(
+            table in prop::collection::vec(descriptor(), 1..16),
+        ) {
+            let memory = memory();
+            let loaded = load(&memory, &table);
+            let Ok(chain) = loaded else { return Ok(()) };
+            let bytes = |part: &Segments| {
+                part.iovecs().iter().map(|iovec| iovec.iov_len).sum::<usize>()
+            };
+            prop_assert_eq!(bytes(&chain.readable), chain.readable.len());
+            prop_assert_eq!(bytes(&chain.writable), chain.writable.len());
+            prop_assert!(chain.readable.len() <= LIMITS.readable);
+            prop_assert!(chain.writable.len() <= LIMITS.writable);
+            let count = chain.readable.iovecs().len() + chain.writable.iovecs().len();
+            prop_assert!(count <= MAX_SEGMENTS);
+            // Followed by hand, as long as nothing is indirect.
+            let (mut at, mut read, mut written) = (0_usize, 0, 0);
+            for _ in 0..table.len() {
+                let Some(&(address, len, flags, next)) = table.get(at) else { return Ok(()) };
+                if flags & INDIRECT != 0 {
+                    return Ok(());
+                }
+                let len = usize::try_from(len).unwrap();
+                prop_assert!(len == 0 || memory.check_range(GuestAddress(address), len));
+                if flags & WRITE == 0 {
+                    prop_assert_eq!(written, 0, "read after written");
+                    read += len;
+                } else {
+                    written += len;
+                }
+                if flags & NEXT == 0 {
+                    prop_assert_eq!((read, written), (chain.readable.len(), chain.writable.len()));
+                    return Ok(());
+                }
+                at = next.into();
+            }
+        }
+
+        /// However a part is used up and cut, it holds what a list of bytes would.
+        #[test]
+        fn segments_are_a_list_of_bytes(
+            pieces in prop::collection::vec(0_u32..40, 1..15),
+            steps in prop::collection::vec((0_u8..4, 0_usize..50), 0..20),
+        ) {
+            let memory = memory();
+            let content: Vec<u8> = (0..0x2_0000_u32).map(|at| at.to_le_bytes()[0]).collect();
+            memory.write_slice(&content, GuestAddress(0)).unwrap();
+            let mut model = Vec::new();
+            let mut table = Vec::new();
+            for (number, &len) in (1_u16..).zip(&pieces) {
+                // Across the border of two regions, too.
+                let address = 0xffe0 + 7 * u64::from(number);
+                let next = if usize::from(number) < pieces.len() { NEXT } else { 0 };
+                table.push((address, len, next, number));
+                let start = usize::try_from(address).unwrap();
+                model.extend_from_slice(&content[start..start + usize::try_from(len).unwrap()]);
+            }
+            let mut part = load(&memory, &table).unwrap().readable;
+            for (step, count) in steps {
+                match step {
+                    0 => {
+                        part.advance(count);
+                        model.drain(..count.min(model.len()));
+                    }
+                    1 => {
+                        part.truncate(count);
+                        model.truncate(count);
+                    }
+                    2 => {
+                        part.copy_in_at(count, &[]);
+                    }
+                    _ => {
+                        let mut bytes = vec![0; count];
+                        let copied = part.copy_out(&mut bytes);
+                        prop_assert_eq!(copied, count.min(model.len()));
+                        prop_assert_eq!(&bytes[..copied], &model[..copied]);
+                    }
+                }
+                prop_assert_eq!(part.len(), model.len());
+                prop_assert_eq!(part.is_empty(), model.is_empty());
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! let rng = Arc::new(Mutex::new(rng::Rng::new(logger)?));
-//! let function = VirtioPci::new(rng.clone(), memory, wiring, bar_address, logger)?; // onto the PCI bus
+//! let function = VirtioPci::new(rng.clone(), memory, wiring, bar_address, logger)?; // onto the bus
 //! event_manager.add_subscriber(rng);                                        // into the event loop
 //! ```
 //!
@@ -26,6 +26,8 @@ pub mod chain;
 pub mod events;
 pub mod fs;
 pub mod log_limit;
+pub mod mem;
+pub mod net;
 pub mod ring;
 pub mod rng;
 mod socket;
@@ -40,7 +42,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::vm::{GuestMemory, MsiVector};
+use crate::vm::{LiveMemory, MsiVector};
 
 /// A queue as the guest configured it, checked and frozen at DRIVER_OK.
 pub struct ActiveQueue {
@@ -55,7 +57,7 @@ pub struct ActiveQueue {
 /// What a device gets when the guest's driver is ready.
 pub struct Activation {
     /// Guest memory.
-    pub memory: GuestMemory,
+    pub memory: LiveMemory,
     /// The features both sides agreed on.
     pub features: u64,
     /// The queues, in the device's order.
@@ -87,6 +89,10 @@ pub trait VirtioDevice: Send {
     fn device_type(&self) -> u32;
     /// The largest size of each queue, in order.
     fn queue_sizes(&self) -> &[u16];
+    /// How many of the queues, from the first on, a driver with these features has to set up.
+    fn queues_needed(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
     /// The features offered, VIRTIO_F_VERSION_1 among them.
     fn features(&self) -> u64;
     /// Reads device configuration; beyond its end reads as zero.

@@ -87,6 +87,11 @@ impl Wiring for MockWiring {
         self.notify.lock().unwrap().push((address, event.try_clone()?));
         Ok(())
     }
+
+    fn unnotify(&self, address: u64, _event: &EventFd) -> io::Result<()> {
+        self.notify.lock().unwrap().retain(|(at, _)| *at != address);
+        Ok(())
+    }
 }
 
 const NEXT: u16 = 1;

@@ -42,7 +42,11 @@ pub fn prepare(descriptors: &File) -> io::Result<()> {
         check(libc::fchdir(descriptors.as_raw_fd()))?;
         libc::umask(0);
         if libc::geteuid() == 0 {
-            check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))?;
+            // In the jail it is set, and the right to set it is gone.
+            let bits = check(libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0))?;
+            if libc::c_ulong::from(bits.unsigned_abs()) & SECBIT_NO_SETUID_FIXUP == 0 {
+                check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))?;
+            }
             // setfsuid has no way to say that it failed, but to ask for the value afterwards.
             libc::setfsuid(1);
             libc::setfsgid(1);

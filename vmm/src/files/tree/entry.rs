@@ -130,19 +130,21 @@ impl Tree {
         check_name(new)?;
         let from = self.node(from)?;
         let to = self.node(to)?;
-        // SAFETY: both names are terminated and outlive the call. As the user does not matter for
-        // permission here, but owns the whiteout that may be left behind, it stays root as with a
-        // local overlay.
-        check(unsafe {
-            libc::renameat2(
+        // As the user does not matter for permission here, but owns the whiteout that may be left
+        // behind, it stays root as with a local overlay. By number, because without flags the C library
+        // may call `renameat`, which is on no list.
+        // SAFETY: both names are terminated and outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_renameat2,
                 from.file.as_raw_fd(),
                 old.as_ptr(),
                 to.file.as_raw_fd(),
                 new.as_ptr(),
                 flags,
             )
-        })
-        .map(drop)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     pub(super) fn read_link(&self, node: u64) -> io::Result<Vec<u8>> {

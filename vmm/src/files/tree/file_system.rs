@@ -46,14 +46,13 @@ impl FileSystem for &Tree {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         // A guest that begins anew knows nothing of what it held.
-        self.destroy();
+        self.forget_all();
         self.submounts.store(capable.contains(FsOptions::SUBMOUNTS), Ordering::Relaxed);
         Ok(wanted())
     }
 
     fn destroy(&self) {
-        self.handles.clear();
-        self.nodes.clear();
+        self.forget_all();
     }
 
     fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {

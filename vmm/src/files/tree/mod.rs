@@ -60,14 +60,13 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Serves `folder`, with the mounts on it at any time.
-    pub fn new(folder: BorrowedFd<'_>) -> Result<Self, FilesError> {
+    /// Serves `folder`, with the mounts on it at any time. `descriptors` is `/proc/self/fd`.
+    pub fn new(folder: BorrowedFd<'_>, descriptors: File) -> Result<Self, FilesError> {
         let root = system::open_path(folder, c".").map_err(FilesError::Folder)?;
         let status = Status::of(&root).map_err(FilesError::Folder)?;
         if !status.is_folder() {
             return Err(FilesError::Folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
-        let descriptors = File::open("/proc/self/fd").map_err(FilesError::SetUp)?;
         Ok(Self {
             nodes: Nodes::new(Node::new(root, &status)),
             handles: Handles::default(),
@@ -90,6 +89,12 @@ impl Tree {
                 self.create_temporary(header, flags, mode, umask)
             }
         }
+    }
+
+    /// Forgets what the guest holds: it begins anew, or ends.
+    pub fn forget_all(&self) {
+        self.handles.clear();
+        self.nodes.clear();
     }
 
     fn node(&self, number: u64) -> io::Result<Arc<Node>> {

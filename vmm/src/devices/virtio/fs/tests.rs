@@ -61,7 +61,7 @@ impl Guest {
         self.queue = DriverQueue::new(&self.memory, 0x1_0000, 512);
         let queues = vec![self.priority.activate(), self.queue.activate()];
         self.kicks = queues.iter().map(|queue| queue.kick.try_clone().unwrap()).collect();
-        let activation = Activation { memory: (*self.memory).clone(), features: 0, queues };
+        let activation = Activation { memory: (*self.memory).clone().into(), features: 0, queues };
         self.fs.lock().unwrap().activate(activation).unwrap();
         self.run();
     }

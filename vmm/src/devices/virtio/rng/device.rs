@@ -184,7 +184,7 @@ mod tests {
             let active = queue.activate();
             let kick = active.kick.try_clone().unwrap();
             let activation =
-                Activation { memory: (*memory).clone(), features: 0, queues: vec![active] };
+                Activation { memory: (*memory).clone().into(), features: 0, queues: vec![active] };
             rng.lock().unwrap().activate(activation).unwrap();
             manager.run_with_timeout(1000).unwrap();
             let head = queue.offer(&[], &[(0x8000, 64), (0x9000, 10000)]);
@@ -208,8 +208,11 @@ mod tests {
         let memory = memory();
         let mut queue = DriverQueue::new(&memory, 0, 64);
         let mut rng = Rng::new(logger()).unwrap();
-        let activation =
-            Activation { memory: (*memory).clone(), features: 0, queues: vec![queue.activate()] };
+        let activation = Activation {
+            memory: (*memory).clone().into(),
+            features: 0,
+            queues: vec![queue.activate()],
+        };
         rng.activate(activation).unwrap();
         for _ in 0..40 {
             queue.offer(&[], &[(0x8000, 8)]);

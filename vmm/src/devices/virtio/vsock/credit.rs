@@ -132,6 +132,38 @@ mod tests {
             }
         }
 
+        /// To a guest that changes its buffer and tells late: never more under way than it had room
+        /// for when it told, wrapped or not, and never nothing while it has room.
+        #[test]
+        fn no_more_is_under_way_than_the_guest_takes(
+            start in any::<u32>(),
+            steps in prop::collection::vec(
+                (0_u32..1 << 20, 0_u32..1 << 20, 0_u32..1 << 20, any::<bool>()),
+                1..200,
+            ),
+        ) {
+            let mut credit = Credit { sent: start, guest_consumed: start, ..Credit::default() };
+            let (mut under_way, mut consumed, mut told) = (0_u32, start, 0_u32);
+            for (wish, take, buffer, tells) in steps {
+                if tells {
+                    credit.learn(buffer, consumed);
+                    told = buffer;
+                }
+                let room = credit.room();
+                let unacknowledged = credit.sent.wrapping_sub(credit.guest_consumed);
+                prop_assert_eq!(room, told.saturating_sub(unacknowledged));
+                let send = wish.min(room);
+                credit.send(send);
+                under_way += send;
+                prop_assert!(send == 0 || under_way <= told);
+                let taken = take.min(under_way);
+                consumed = consumed.wrapping_add(taken);
+                under_way -= taken;
+            }
+            credit.learn(1 << 20, consumed);
+            prop_assert_eq!(credit.room(), (1_u32 << 20).saturating_sub(under_way), "stuck");
+        }
+
         #[test]
         fn room_never_passes_the_guests_buffer(
             sent in any::<u32>(), consumed in any::<u32>(), buffer in any::<u32>(),

@@ -88,7 +88,7 @@ impl Guest {
         self.event = DriverQueue::new(&self.memory, 0x2_0000, 16);
         let queues = vec![self.rx.activate(), self.tx.activate(), self.event.activate()];
         self.kicks = queues.iter().map(|queue| queue.kick.try_clone().unwrap()).collect();
-        let activation = Activation { memory: (*self.memory).clone(), features: 0, queues };
+        let activation = Activation { memory: (*self.memory).clone().into(), features: 0, queues };
         self.vsock.lock().unwrap().activate(activation).unwrap();
         self.run();
     }

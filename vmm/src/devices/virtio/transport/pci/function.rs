@@ -18,7 +18,7 @@ use crate::bus::pci::{Bar, ConfigSpace, ConfigSpaceError, Identity, PciFunction}
 use crate::devices::virtio::log_limit::LogLimit;
 use crate::devices::virtio::state::{QueuePosition, RestoreError, check_version};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
-use crate::vm::{GuestMemory, Wiring};
+use crate::vm::{LiveMemory, Wiring};
 
 const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
@@ -47,15 +47,22 @@ pub struct VirtioPci {
     logger: Logger,
     log_limit: LogLimit,
     device: Arc<Mutex<dyn VirtioDevice>>,
-    memory: GuestMemory,
+    memory: LiveMemory,
     space: ConfigSpace,
     capabilities: Capabilities,
     common: Common,
     msix: Msix,
+    wiring: Arc<dyn Wiring>,
     kicks: Vec<EventFd>,
+    /// The BAR's address when KVM was last told where to listen for notifications.
+    told: u64,
+    /// KVM listens there.
+    listening: bool,
     isr: u8,
     /// The device holds queues.
     active: bool,
+    /// It has been taken off the bus.
+    gone: bool,
 }
 
 impl VirtioPci {
@@ -63,8 +70,8 @@ impl VirtioPci {
     /// for configuration changes and one per queue.
     pub fn new(
         device: Arc<Mutex<dyn VirtioDevice>>,
-        memory: GuestMemory,
-        wiring: &dyn Wiring,
+        memory: impl Into<LiveMemory>,
+        wiring: Arc<dyn Wiring>,
         bar_address: u64,
         logger: Logger,
     ) -> Result<Self, TransportError> {
@@ -90,27 +97,79 @@ impl VirtioPci {
         space.add_bar(Bar { index: 0, address: bar_address, size: BAR_SIZE })?;
         let capabilities = Capabilities::add(&mut space, queues + 1)?;
         let vectors = (0..=queues).map(|_| wiring.vector()).collect::<io::Result<Vec<_>>>()?;
-        let mut kicks = Vec::with_capacity(queues);
-        let mut address = bar_address + NOTIFY;
-        for _ in 0..queues {
-            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            wiring.notify(address, &kick)?;
-            kicks.push(kick);
-            address += u64::from(NOTIFY_MULTIPLIER);
-        }
-        Ok(Self {
+        let new_kick = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let kicks = (0..queues).map(new_kick).collect::<io::Result<Vec<_>>>()?;
+        let mut function = Self {
             logger,
             log_limit: LogLimit::default(),
             device,
-            memory,
+            memory: memory.into(),
             space,
             capabilities,
             common,
             msix: Msix::new(vectors),
+            wiring,
             kicks,
+            told: bar_address,
+            listening: false,
             isr: 0,
             active: false,
-        })
+            gone: false,
+        };
+        function.listen_at(bar_address)?;
+        Ok(function)
+    }
+
+    /// Has KVM listen for notifications at this address of the BAR, and nowhere else.
+    fn listen_at(&mut self, bar_address: u64) -> io::Result<()> {
+        self.stop_listening();
+        self.told = bar_address;
+        for (number, (address, kick)) in notifications(bar_address, &self.kicks).enumerate() {
+            if let Err(error) = self.wiring.notify(address, kick) {
+                for (address, kick) in notifications(bar_address, &self.kicks).take(number) {
+                    // It has just been made.
+                    let _ = self.wiring.unnotify(address, kick);
+                }
+                return Err(error);
+            }
+        }
+        self.listening = true;
+        Ok(())
+    }
+
+    fn stop_listening(&mut self) {
+        if !std::mem::take(&mut self.listening) {
+            return;
+        }
+        for (address, kick) in notifications(self.told, &self.kicks) {
+            if let Err(error) = self.wiring.unnotify(address, kick) {
+                error!(self.logger, "virtio: notification not unwired"; "error" => %error);
+            }
+        }
+    }
+
+    /// Follows the BAR. Where KVM cannot listen, because another function does, kicks arrive as
+    /// writes of a vCPU's; only the guest loses by that.
+    fn follow_bar(&mut self) {
+        let address = self.space.bars().first().map(|bar| bar.address);
+        if let Some(address) = address
+            && self.told != address
+            && let Err(error) = self.listen_at(address)
+            && let Some(suppressed) = self.log_limit.allow()
+        {
+            debug!(self.logger, "virtio: no notifications by KVM"; "error" => %error,
+                "suppressed" => suppressed);
+        }
+    }
+
+    /// For one that has been taken off the bus: the device is reset, and nothing reaches it any more.
+    pub fn unplug(&mut self) {
+        self.gone = true;
+        self.common.reset();
+        if std::mem::take(&mut self.active) {
+            lock(&self.device).reset();
+        }
+        self.stop_listening();
     }
 
     /// Device configuration has changed: tells the driver.
@@ -150,6 +209,7 @@ impl VirtioPci {
             return Err(RestoreError::Mismatch("queues or features"));
         }
         self.space.restore(&state.config)?;
+        self.follow_bar();
         self.common = state.common.clone();
         self.isr = state.isr;
         self.msix.restore(&state.msix)?;
@@ -163,17 +223,26 @@ impl VirtioPci {
                 kick.write(1)?;
             }
         }
-        Ok(())
+        // What could never have been saved so was not.
+        if self.save() == *state {
+            Ok(())
+        } else {
+            Err(RestoreError::Mismatch("it cannot have been saved so"))
+        }
     }
 
     fn activate(&mut self, positions: &[QueuePosition]) -> Result<(), ActivationFailure> {
         let event_idx = self.common.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let memory = self.memory.now();
         let mut queues = Vec::with_capacity(self.common.queues.len());
-        for (index, registers) in self.common.queues.iter().enumerate() {
+        // A device finds its queues by their order, so none may be left out before the last one that
+        // it needs; what a driver has set up behind that is of no use to it.
+        let wanted = lock(&self.device).queues_needed(self.common.driver_features);
+        for (index, registers) in self.common.queues.iter().enumerate().take(wanted) {
             if !registers.enabled {
                 continue;
             }
-            registers.check(&self.memory)?;
+            registers.check(&memory)?;
             let position = positions.get(queues.len()).copied().unwrap_or_default();
             queues.push(ActiveQueue {
                 queue: registers.build(event_idx, position)?,
@@ -181,8 +250,7 @@ impl VirtioPci {
                 interrupt: self.msix.vector(registers.vector).map_err(ActivateError::Io)?,
             });
         }
-        // A device finds its queues by their order, so none may be left out.
-        let (got, wanted) = (queues.len(), self.common.queues.len());
+        let got = queues.len();
         if got != wanted {
             return Err(ActivateError::Queues { got, wanted }.into());
         }
@@ -198,7 +266,8 @@ impl VirtioPci {
 
     fn write_common(&mut self, offset: u64, data: &[u8]) {
         let msix = &self.msix;
-        let effect = self.common.write(offset, data, &self.memory, |number| msix.accept(number));
+        let memory = self.memory.now();
+        let effect = self.common.write(offset, data, &memory, |number| msix.accept(number));
         match effect {
             Effect::None => {}
             Effect::Reset => {
@@ -209,7 +278,11 @@ impl VirtioPci {
             }
             Effect::Activate => {
                 if let Err(error) = self.activate(&[]) {
-                    error!(self.logger, "virtio: activation failed"; "error" => %error);
+                    // The guest may reset and try again as often as it likes.
+                    if let Some(suppressed) = self.log_limit.allow() {
+                        error!(self.logger, "virtio: activation failed"; "error" => %error,
+                            "suppressed" => suppressed);
+                    }
                     self.common.status.set_needs_reset();
                     self.interrupt_config();
                 }
@@ -260,6 +333,9 @@ impl PciFunction for VirtioPci {
     }
 
     fn config_write(&mut self, offset: u8, data: &[u8]) {
+        if self.gone {
+            return;
+        }
         if self.capabilities.is_access_data(usize::from(offset), data.len()) {
             if let Some(target) = self.capabilities.access_target(&self.space, data.len()) {
                 self.bar_write(0, target, data);
@@ -267,6 +343,7 @@ impl PciFunction for VirtioPci {
             return;
         }
         self.space.write(offset, data);
+        self.follow_bar();
         let control = self.space.word(self.capabilities.msix_control);
         let result = self.msix.set_control(control);
         self.report_wiring(result);
@@ -303,7 +380,8 @@ impl PciFunction for VirtioPci {
     }
 
     fn bar_write(&mut self, index: u8, offset: u64, data: &[u8]) {
-        if index != 0 {
+        // A vCPU may have been on its way here while the function was taken away.
+        if index != 0 || self.gone {
             return;
         }
         match find(offset, data.len()) {
@@ -318,6 +396,12 @@ impl PciFunction for VirtioPci {
             Some((Part::Isr | Part::Pending, _)) | None => {}
         }
     }
+}
+
+/// The notification address of each queue.
+fn notifications(bar_address: u64, kicks: &[EventFd]) -> impl Iterator<Item = (u64, &EventFd)> {
+    let step = u64::from(NOTIFY_MULTIPLIER);
+    (0..).zip(kicks).map(move |(queue, kick)| (bar_address + NOTIFY + queue * step, kick))
 }
 
 #[derive(Debug, thiserror::Error)]

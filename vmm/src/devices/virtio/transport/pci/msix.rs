@@ -188,7 +188,7 @@ impl Msix {
             if open && entry.control & ENTRY_MASK == 0 {
                 entry.vector.unmask(entry.message)?;
             } else {
-                entry.vector.mask();
+                entry.vector.mask()?;
             }
         }
         Ok(())

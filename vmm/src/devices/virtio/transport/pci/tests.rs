@@ -67,16 +67,17 @@ impl VirtioDevice for TestDevice {
 
 struct Bench {
     device: Arc<Mutex<TestDevice>>,
-    wiring: MockWiring,
+    wiring: Arc<MockWiring>,
     pci: VirtioPci,
 }
 
 impl Bench {
     fn new() -> Self {
         let device = Arc::new(Mutex::new(TestDevice::default()));
-        let wiring = MockWiring::default();
+        let wiring = Arc::new(MockWiring::default());
         let memory = GuestMemory::from_ranges(&RANGES).unwrap();
-        let pci = VirtioPci::new(device.clone(), memory, &wiring, ADDRESS, logger()).unwrap();
+        let pci =
+            VirtioPci::new(device.clone(), memory, wiring.clone(), ADDRESS, logger()).unwrap();
         Self { device, wiring, pci }
     }
 
@@ -319,6 +320,58 @@ fn interrupts_follow_table_and_masks() {
 }
 
 #[test]
+fn a_vector_raised_by_its_descriptor_is_unwired_while_masked() {
+    let mut bench = Bench::new();
+    bench.live();
+    bench.write(TABLE + 16, 8, 0xfee0_1000);
+    bench.msix_control(0x8000);
+    let interrupt =
+        Arc::clone(&bench.device.lock().unwrap().active.as_ref().unwrap().queues[0].interrupt);
+    let event = interrupt.event().try_clone().unwrap();
+    bench.write(TABLE + 28, 4, 0);
+    assert_eq!(bench.read(PENDING, 8), 0);
+    bench.write(TABLE + 28, 4, 1);
+    event.write(1).unwrap();
+    assert_eq!(bench.read(PENDING, 8), 0b10, "it waits in the descriptor");
+    bench.write(TABLE + 28, 4, 0);
+    let vectors = bench.wiring.vectors.lock().unwrap();
+    let message = MsiMessage { address_low: 0xfee0_1000, address_high: 0, data: 0 };
+    assert_eq!(*vectors[1].routes.lock().unwrap(), [Some(message), None, Some(message)]);
+}
+
+#[test]
+fn notification_addresses_follow_the_bar() {
+    let mut bench = Bench::new();
+    let addresses = |bench: &Bench| -> Vec<u64> {
+        bench.wiring.notify.lock().unwrap().iter().map(|(address, _)| *address).collect()
+    };
+    assert_eq!(addresses(&bench), [ADDRESS + NOTIFY, ADDRESS + NOTIFY + 4]);
+    bench.pci.config_write(0x10, &[0xff; 4]);
+    assert_eq!(addresses(&bench), [ADDRESS + NOTIFY, ADDRESS + NOTIFY + 4], "only sized");
+    bench.pci.config_write(0x10, &0x1000_0000_u32.to_le_bytes());
+    assert_eq!(addresses(&bench), [0x1000_0000 + NOTIFY, 0x1000_0000 + NOTIFY + 4]);
+    let state = bench.pci.save();
+    let mut other = Bench::new();
+    other.pci.restore(&state).unwrap();
+    assert_eq!(addresses(&other), addresses(&bench));
+}
+
+#[test]
+fn nothing_reaches_a_device_that_was_unplugged() {
+    let mut bench = Bench::new();
+    bench.live();
+    bench.pci.unplug();
+    assert_eq!(bench.device.lock().unwrap().resets, 1);
+    assert!(bench.wiring.notify.lock().unwrap().is_empty());
+    for value in [1, 3] {
+        bench.status(value);
+    }
+    bench.pci.config_write(0x10, &0x1000_0000_u32.to_le_bytes());
+    assert_eq!(bench.read(COMMON + 0x14, 1), 0);
+    assert!(bench.wiring.notify.lock().unwrap().is_empty());
+}
+
+#[test]
 fn writes_to_notification_addresses_kick() {
     let mut bench = Bench::new();
     bench.write(NOTIFY + 4, 2, 1);
@@ -398,8 +451,12 @@ fn state_survives_a_round_trip() {
     let mut wrong = state.clone();
     wrong.common.queues[0].used = 1 << 40;
     assert!(matches!(Bench::new().pci.restore(&wrong), Err(RestoreError::Mismatch(_))));
-    let mut wrong = state;
+    let mut wrong = state.clone();
     wrong.device_type = 1;
+    assert!(matches!(Bench::new().pci.restore(&wrong), Err(RestoreError::Mismatch(_))));
+    // More queues at work than the driver has set up.
+    let mut wrong = state;
+    wrong.positions.push(QueuePosition::default());
     assert!(matches!(Bench::new().pci.restore(&wrong), Err(RestoreError::Mismatch(_))));
 }
 

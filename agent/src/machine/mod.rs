@@ -1,0 +1,12 @@
+//! The guest's side of a machine that changes while it runs: processors on and off line, devices
+//! that come, memory that is plugged.
+
+mod devices;
+mod error;
+mod interfaces;
+mod processors;
+
+pub use devices::look_for_devices;
+pub use error::MachineError;
+pub use interfaces::{Interface, interfaces};
+pub use processors::set_processors;

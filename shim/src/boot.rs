@@ -1,0 +1,93 @@
+//! Boots the sandbox, once: at the shim's start for the container in whose bundle it was started, or
+//! when a client asks for a sandbox.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use husk_configuration::{Configuration, ConfigurationError};
+use husk_runtime::container::HostMounts;
+use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
+use slog::{Logger, error};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::error;
+use crate::service::Announcer;
+
+/// What came of booting the sandbox; none while it boots.
+pub type Booted = Option<Result<Arc<Sandbox>, Arc<SandboxError>>>;
+
+/// What is known of a sandbox before anyone has said what it is to be.
+#[derive(Debug)]
+pub struct Blank {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub id: String,
+    /// The shim's.
+    pub socket: PathBuf,
+    /// The settings.
+    pub configuration: Result<Configuration, ConfigurationError>,
+    /// Where hooks run.
+    pub mounts: HostMounts,
+}
+
+/// Boots one sandbox.
+pub struct Booter {
+    id: String,
+    announcer: Arc<Announcer>,
+    log: Logger,
+    blank: Mutex<Option<(Blank, watch::Sender<Booted>)>>,
+    booting: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Booter {
+    /// For the sandbox that is to come of `blank`.
+    pub fn new(
+        blank: Blank,
+        announcer: Arc<Announcer>,
+        log: Logger,
+    ) -> (Self, watch::Receiver<Booted>) {
+        let (sender, receiver) = watch::channel(Some(Err(Arc::new(SandboxError::Unasked))));
+        let id = blank.id.clone();
+        let (blank, booting) = (Mutex::new(Some((blank, sender))), Mutex::new(None));
+        (Self { id, announcer, log, blank, booting }, receiver)
+    }
+
+    /// The sandbox's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Begins to boot what `make` asks for. False if that has been done before.
+    pub fn begin(&self, make: impl FnOnce(Blank) -> Result<SandboxRequest, SandboxError>) -> bool {
+        let Some((blank, booted)) = lock(&self.blank).take() else { return false };
+        booted.send_replace(None);
+        let (request, announcer) = (make(blank), Arc::clone(&self.announcer));
+        let log = self.log.clone();
+        *lock(&self.booting) = Some(tokio::spawn(async move {
+            let result = match request {
+                Ok(request) => Sandbox::create(request, announcer, &log).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = &result {
+                error!(log, "no sandbox: {}", error::chain(error));
+            }
+            booted.send_replace(Some(result.map_err(Arc::new)));
+        }));
+        true
+    }
+
+    /// A sandbox that still boots is nobody's any more: ends its processes.
+    pub async fn give_up(&self) {
+        let booting = lock(&self.booting).take();
+        if let Some(booting) = booting {
+            booting.abort();
+            let _ = booting.await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
