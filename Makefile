@@ -82,6 +82,9 @@ fuzz: tools
 bench: PROFILE = dist
 bench: build guest
 	$(CARGO) build --locked --profile $(PROFILE) -p husk-bench
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    $(CARGO) build --locked --profile $(PROFILE) --target $(static) -p husk-vmm --bins --features unjailed
+	@install -C -m 755 target/$(static)/$(PROFILE)/husk-vmm $(programs)/husk-vmm-unjailed
 	@HUSK_BIN=$(CURDIR)/$(programs) tests/bench/run
 
 machine: build guest

@@ -62,6 +62,22 @@ pub(super) fn raise_descriptor_limit() -> Result<(), JailError> {
     most.map_or(Ok(()), |most| limit(libc::RLIMIT_NOFILE, most).or(Ok(())))
 }
 
+/// Leaves the keys of the session that it was started from for a keyring with nothing in it.
+pub(super) fn leave_keys() -> Result<(), JailError> {
+    const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    // SAFETY: plain numbers, the second of which stands for a keyring without a name.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0_usize) };
+    match check("leave the session's keys", result) {
+        // No keys, or a filter round the host's services that keeps all from them.
+        Err(JailError::Step { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) =>
+        {
+            Ok(())
+        }
+        result => result.map(drop),
+    }
+}
+
 /// Forgets the environment, and wipes its texts: to take the list away leaves them on the stack, for
 /// whoever takes over the process to read.
 pub(super) fn empty_environment() -> Result<(), JailError> {

@@ -17,6 +17,8 @@ pub struct Host {
     pub secret: CString,
     pub socket: CString,
     pub abstract_name: String,
+    /// A key in the session's keyring, where the host lets this process have keys.
+    pub key: &'static CStr,
     pub tcp: u16,
     pub udp: u16,
     /// A variable of the environment that this process was started with.
@@ -48,6 +50,7 @@ impl Host {
             secret,
             socket,
             abstract_name,
+            key: key_of_a_session(),
             tcp: tcp.local_addr().unwrap().port(),
             udp: udp.local_addr().unwrap().port(),
             variable: first_variable(),
@@ -75,6 +78,25 @@ impl Drop for Host {
         self.victim.wait().unwrap();
         assert!(alive || std::thread::panicking(), "an attack has ended the victim");
     }
+}
+
+/// Begins a session with a key.
+fn key_of_a_session() -> &'static CStr {
+    let (kind, name) = (c"user", c"husk-secret");
+    // SAFETY: numbers and terminated texts. KEYCTL_JOIN_SESSION_KEYRING, of this thread; then
+    // KEY_SPEC_SESSION_KEYRING.
+    unsafe {
+        libc::syscall(libc::SYS_keyctl, 1_u64, 0_usize);
+        libc::syscall(
+            libc::SYS_add_key,
+            kind.as_ptr(),
+            name.as_ptr(),
+            name.as_ptr(),
+            4_usize,
+            -3_i64,
+        );
+    }
+    name
 }
 
 /// Of those that the kernel put on the stack.

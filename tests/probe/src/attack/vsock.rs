@@ -25,18 +25,24 @@ fn start(cid: u32, port: u32) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Tries ports for as long as there is time: first those that are likely to be somebody's. Prints which
-/// answered.
+/// Ports below this are tried one after the other: those of two bytes, and some beyond.
+const ALL_BELOW: u32 = 70_000;
+
+/// Tries ports for as long as there is time: first those that are likely to be somebody's, then all below
+/// [`ALL_BELOW`], from one of them on. Prints which answered.
 pub fn ports(until: &Until, numbers: &mut Numbers) -> Result<()> {
     let likely = (0..0x500).chain(0x1_0000..0x1_0080).chain(0xbfff_ffc0..0xc000_0040).rev();
     let mut likely: Vec<(u32, u32)> = likely.map(|port| (2, port)).collect();
     likely.extend([0, 1, 4, u32::MAX].into_iter().flat_map(|cid| [(cid, 1), (cid, 1024)]));
+    let mut next = u32::try_from(numbers.below(ALL_BELOW.into()))?;
     let mut tried = 0;
     while until.goes_on() {
         let mut batch = Vec::new();
         while batch.len() < BATCH {
-            let any = (2, u32::try_from(numbers.below(70_001))?);
-            let (cid, port) = likely.pop().unwrap_or(any);
+            let (cid, port) = likely.pop().unwrap_or_else(|| {
+                next = (next + 1) % ALL_BELOW;
+                (2, next)
+            });
             tried += 1;
             if let Some(end) = start(cid, port)? {
                 batch.push((cid, port, end));

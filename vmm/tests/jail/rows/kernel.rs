@@ -1,6 +1,6 @@
 //! Mounts, namespaces, rights and other doors of the kernel's.
 
-use libc::{EFAULT, EINVAL, ENOSYS, EPERM, c_int, c_long};
+use libc::{EFAULT, EINVAL, ENOKEY, ENOSYS, EPERM, c_int, c_long};
 
 use crate::role::{End, FOLDER, Row, Walls, call};
 
@@ -175,6 +175,15 @@ pub const ROWS: &[Row] = &[
         let (kind, name) = (c"user".as_ptr() as u64, c"husk".as_ptr() as u64);
         call(libc::SYS_request_key, [kind, name, 0, 0])
     }),
+    // KEYCTL_SEARCH in KEY_SPEC_SESSION_KEYRING.
+    Row::both(
+        "a key of the session it was started from",
+        (End::Refused(&[ENOKEY, ENOSYS, EPERM]), End::Named("keyctl")),
+        |host| {
+            let (kind, name) = (c"user".as_ptr() as u64, host.key.as_ptr() as u64);
+            call(libc::SYS_keyctl, [10, flags(-3), kind, name, 0])
+        },
+    ),
     // KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING.
     Row::both("keyctl", by_filter("keyctl"), |_| call(libc::SYS_keyctl, [0, flags(-3), 0])),
     Row::both("io_uring_setup", by_filter("io_uring_setup"), |_| {
