@@ -70,6 +70,10 @@ impl SandboxMount {
         let size = nix::sys::statvfs::statvfs(&self.source).ok()?;
         Some(size.blocks().saturating_mul(size.fragment_size()))
     }
+
+    fn is_resolver_file(&self) -> bool {
+        self.destination == Path::new("/etc/resolv.conf")
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -192,6 +196,8 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         _ => Limits::default(),
     };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
+    // Docker lays out that file, and knows later than now which name server to name in it.
+    let resolver = spec.mounts.iter().any(SandboxMount::is_resolver_file);
     Ok(SandboxRequest {
         root: state::ROOT.into(),
         namespace: blank.namespace,
@@ -202,6 +208,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         sysctls,
         cgroup: spec.linux.cgroups_path,
         network: network(&spec.linux.namespaces),
+        resolver,
         limits,
         pod_limits,
         mounts: blank.mounts,

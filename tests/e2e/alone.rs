@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, finish};
 use husk_tests::cri::{Inside, Pod, Wanted};
-use husk_tests::leftovers::{Listing, available_memory, nothing_left};
+use husk_tests::leftovers::{Listing, Memory, nothing_left};
 use husk_tests::task::Task;
 use husk_tests::wait::until_true;
 use k8s_cri::v1::LinuxContainerResources;
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn four_then_many(runtime: Runtime) -> Result<()> {
     // Once before, so that what is made once and stays (images' snapshots, caches) is there.
     Run::new(runtime, &["true"]).finish()?.text(0)?;
-    let (before, memory) = (Listing::now()?, available_memory()?);
+    let (before, memory) = (Listing::now()?, Memory::now()?);
     let runs: Vec<Run> =
         (0..4).map(|n| Run::shell(runtime, &format!("sleep 1; echo {n}; exit {n}"))).collect();
     let children: Vec<_> = runs.iter().map(Run::spawn).collect::<Result<_>>()?;
@@ -55,12 +55,13 @@ fn four_then_many(runtime: Runtime) -> Result<()> {
     }
     nothing_left(&before, PATIENCE)?;
     // A leaked guest is more, and so are eight leaked shims.
-    let mut lost = 0;
+    let mut now = memory.clone();
     let back = until_true("the memory is back", PATIENCE, || {
-        lost = memory.saturating_sub(available_memory()?);
-        Ok(lost < 48 << 20)
+        now = Memory::now()?;
+        Ok(now.lost_since(&memory) < 48 << 10)
     });
-    back.with_context(|| format!("{} MiB of memory are missing", lost >> 20))
+    eprintln!("{}", now.changes_since(&memory));
+    back.with_context(|| format!("memory is missing: {}", now.changes_since(&memory)))
 }
 
 fn after_a_failed_create(runtime: Runtime) -> Result<()> {

@@ -7,6 +7,7 @@
 mod alone;
 mod attack;
 mod daemon;
+mod docker;
 mod endurance;
 mod exit;
 mod faults;
@@ -90,6 +91,9 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = Arguments::from_args();
     if let Some(folder) = versions::folder() {
         return versions::run(&folder, arguments);
+    }
+    if docker::wanted() {
+        return docker::run(&arguments);
     }
     let side_by_side = share(&[
         exit::CASES,

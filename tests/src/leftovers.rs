@@ -2,7 +2,7 @@
 //!
 //! Taken before and after, they show by their difference what was left behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -67,24 +67,56 @@ pub fn nothing_left(before: &Listing, patience: Duration) -> Result<()> {
     gone.with_context(|| format!("left behind:\n  {}", added.join("\n  ")))
 }
 
-/// Bytes of memory that nothing holds, but for the kernel's caches, files in memory, and containerd's heap,
-/// which comes and goes by tens of MiB whatever ran. (`MemAvailable` counts caches in part only, so it
-/// changes with what is in them.)
-pub fn available_memory() -> Result<u64> {
-    // Also what is kept of cgroups that are gone.
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
-    let kib = |file: &str, name: &str| -> Result<u64> {
-        let text = fs::read_to_string(file)?;
-        let line = text.lines().find(|line| line.starts_with(name));
-        let value = line.and_then(|line| line.split_whitespace().nth(1));
-        Ok(value.with_context(|| format!("no {name} in {file}"))?.parse()?)
-    };
-    let daemon = processes::daemon().context("no containerd")?;
-    let mut sum = kib(&format!("/proc/{daemon}/status"), "RssAnon:")?;
-    for name in ["MemFree:", "Buffers:", "Cached:", "SReclaimable:"] {
-        sum += kib("/proc/meminfo", name)?;
+/// How much memory is used for what, in KiB, by the names of /proc/meminfo; and containerd's heap, and free
+/// pages that processors keep for themselves, which `MemFree` leaves out: some 50 MiB after a guest's end.
+#[derive(Debug, Clone)]
+pub struct Memory(BTreeMap<String, u64>);
+
+impl Memory {
+    /// As it is now.
+    pub fn now() -> Result<Self> {
+        // Also what is kept of cgroups that are gone.
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        let read = |file: &str| -> Result<BTreeMap<String, u64>> {
+            let text = fs::read_to_string(file)?;
+            let fields = text.lines().filter_map(|line| line.split_once(':'));
+            let number = |text: &str| text.split_whitespace().next()?.parse().ok();
+            Ok(fields.filter_map(|(name, value)| Some((name.to_owned(), number(value)?))).collect())
+        };
+        let daemon = processes::daemon().context("no containerd")?;
+        let mut fields = read("/proc/meminfo")?;
+        let heap = read(&format!("/proc/{daemon}/status"))?["RssAnon"];
+        fields.insert("containerd".to_owned(), heap);
+        let zones = fs::read_to_string("/proc/zoneinfo")?;
+        let pages = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+        let kept: u64 = pages.filter_map(|pages| pages.trim().parse::<u64>().ok()).sum();
+        fields.insert("processors".to_owned(), kept * 4);
+        Ok(Self(fields))
     }
-    Ok(sum * 1024)
+
+    /// What nothing holds, but for the kernel's caches, files in memory, and containerd's heap, which comes
+    /// and goes by tens of MiB whatever ran. (`MemAvailable` counts caches in part only, so it changes with
+    /// what is in them.)
+    fn free(&self) -> u64 {
+        let free = ["MemFree", "processors", "Buffers", "Cached", "SReclaimable", "containerd"];
+        free.iter().map(|name| self.0[*name]).sum()
+    }
+
+    /// KiB that were free `before` and are not now.
+    pub fn lost_since(&self, before: &Self) -> u64 {
+        before.free().saturating_sub(self.free())
+    }
+
+    /// What has changed by more than a MiB, for a message.
+    pub fn changes_since(&self, before: &Self) -> String {
+        let changes = self.0.iter().filter_map(|(name, now)| {
+            let (now, before) =
+                (i64::try_from(*now).ok()?, i64::try_from(*before.0.get(name)?).ok()?);
+            let change = (now - before) >> 10;
+            (change.abs() > 1).then(|| format!("{name} {change:+} MiB"))
+        });
+        changes.collect::<Vec<_>>().join(", ")
+    }
 }
 
 fn processes(lines: &mut BTreeSet<String>) -> Result<()> {

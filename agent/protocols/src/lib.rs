@@ -1,6 +1,8 @@
 //! The ttrpc contract between the runtime and the agent: see `proto/agent.proto`, which documents
 //! every call and field.
 
+pub mod resolver;
+
 /// The host's vsock port that the agent dials when it is ready; the connection carries the service.
 pub const AGENT_PORT: u32 = 1024;
 

@@ -55,7 +55,7 @@ async fn patiently<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Re
     timeout(PATIENCE, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn dial(host: &Host, port: u32) -> io::Result<UnixStream> {
+pub(super) async fn dial(host: &Host, port: u32) -> io::Result<UnixStream> {
     // A UnixStream only by name: it reads and writes whatever stream socket it is given.
     let stream = UnixStream::from_std(host.dial(port)?.into())?;
     stream.writable().await?;

@@ -8,6 +8,8 @@ pub mod change;
 mod device;
 mod forward;
 mod netlink;
+mod resolver;
 
 pub use apply::{Network, State, WantedInterface, loopback_up};
 pub use forward::{ForwardError, forward};
+pub use resolver::serve as serve_resolver;

@@ -7,10 +7,10 @@ use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
     ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, Interface, InterfaceUse,
     ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
-    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StartShellRequest, StartShellResponse, StatContainerResponse, Streams,
-    UpdateContainerRequest, UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse,
-    WaitProcessResponse,
+    ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
+    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
+    StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
+    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use ttrpc::asynchronous::TtrpcContext;
@@ -230,6 +230,19 @@ impl Agent for Service {
         let port = u16::try_from(request.port)
             .map_err(|_| status(Code::INVALID_ARGUMENT, "a TCP port is at most 65535"))?;
         self.sandbox.forward(port, request.ipv6, request.host_port).await?;
+        Ok(Empty::new())
+    }
+
+    async fn serve_resolver(
+        &self,
+        _: &TtrpcContext,
+        request: ServeResolverRequest,
+    ) -> Result<Empty> {
+        self.started()?;
+        let serving = self.sandbox.serve_resolver(request.host_port).await;
+        serving.map_err(|error| {
+            status(Code::UNAVAILABLE, format!("names cannot be asked of the host: {error}"))
+        })?;
         Ok(Empty::new())
     }
 

@@ -12,7 +12,7 @@ use crate::container::{self, Cgroup, Container, ContainerError, Holder, SharedPi
 use crate::host::Host;
 use crate::init::reaper::Reaper;
 use crate::machine::{self, MachineError};
-use crate::network::{ForwardError, Network, State, forward};
+use crate::network::{ForwardError, Network, State, forward, serve_resolver};
 use crate::process::{self, Process};
 use crate::sandbox::shell::{ShellStart, Shells};
 use crate::sandbox::start::{self, Setup, StartError};
@@ -81,6 +81,11 @@ impl Sandbox {
     /// Connects a port of the loopback device with one of the host's.
     pub async fn forward(&self, port: u16, ipv6: bool, host: u32) -> Result<(), ForwardError> {
         forward(&self.host, port, ipv6, host).await
+    }
+
+    /// Has names asked of the host, by its port `host`.
+    pub async fn serve_resolver(&self, host: u32) -> std::io::Result<()> {
+        serve_resolver(&self.host, host).await
     }
 
     fn network(&self) -> MutexGuard<'_, Network> {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
     ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
-    SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-    StartShellRequest, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
-    WaitProcessResponse,
+    ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
+    StartSandboxResponse, StartShellRequest, StatContainerResponse, UpdateContainerRequest,
+    WaitOutOfMemoryRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -206,6 +206,13 @@ impl AgentClient {
         let request =
             ForwardPortRequest { port: port.into(), ipv6, host_port, ..Default::default() };
         self.awake(After::Unchanged, self.wire.forward_port(short(), &request)).await?;
+        Ok(())
+    }
+
+    /// Has the guest ask names of the host's vsock port `host_port`.
+    pub async fn serve_resolver(&self, host_port: u32) -> Result<()> {
+        let request = ServeResolverRequest { host_port, ..Default::default() };
+        self.awake(After::Unchanged, self.wire.serve_resolver(short(), &request)).await?;
         Ok(())
     }
 

@@ -56,6 +56,8 @@ pub struct SandboxRequest {
     pub cgroup: Option<String>,
     /// The network namespace of the machine's process.
     pub network: NetworkNamespace,
+    /// Whether an engine's name server may answer in that namespace, at 127.0.0.11.
+    pub resolver: bool,
     /// What its first container may use, to size the machine by.
     pub limits: Limits,
     /// What all of its containers may use together, if it is a pod for which that is said.
@@ -217,9 +219,11 @@ impl Sandbox {
                     plan,
                     log.clone(),
                 );
-                // In a namespace of the sandbox's own nobody can dial.
-                if matches!(request.network, NetworkNamespace::At(_)) {
-                    network.forward(follower.clone());
+                match request.network {
+                    // In a namespace of the sandbox's own nobody can dial.
+                    NetworkNamespace::At(_) => network.forward(follower.clone()),
+                    NetworkNamespace::New if request.resolver => network.resolve(&follower).await,
+                    NetworkNamespace::New | NetworkNamespace::Inherited => {}
                 }
                 let door = open_door(&configuration, &place, &follower, log);
                 Ok(Sandbox::new(follower, files, place, network, door, log))

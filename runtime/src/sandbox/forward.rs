@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::agent_client::AgentError;
 use crate::container::Follower;
 use crate::error::chain;
 use crate::resource::network::Loopback;
@@ -62,10 +63,21 @@ async fn forward(mut outside: TcpStream, dialled: SocketAddr, follower: &Followe
 
 /// The guest's end of a connection to `dialled`.
 async fn connect(dialled: SocketAddr, follower: &Follower) -> Result<UnixStream, String> {
+    let agent = &follower.agent;
+    called_back(follower, |port| agent.forward_port(dialled.port(), dialled.is_ipv6(), port)).await
+}
+
+/// The connection that the guest makes to a port of the host's when `ask` has told it the port.
+pub(super) async fn called_back<F>(
+    follower: &Follower,
+    ask: impl FnOnce(u32) -> F,
+) -> Result<UnixStream, String>
+where
+    F: Future<Output = Result<(), AgentError>>,
+{
     let port = follower.next_port();
     let stream = follower.machine.listen_once(port).await.map_err(|error| chain(&error))?;
-    let forwarded = follower.agent.forward_port(dialled.port(), dialled.is_ipv6(), port).await;
-    if let Err(error) = forwarded {
+    if let Err(error) = ask(port).await {
         follower.machine.unlisten(port).await;
         return Err(chain(&error));
     }

@@ -13,11 +13,13 @@
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use husk_agent_protocols::agent::NetworkState;
+use husk_agent_protocols::resolver::Carrier;
 use husk_configuration::NetworkSettings;
 use husk_control::{NetworkDevice, RateLimit, TokenBucket};
 use nix::unistd::gettid;
@@ -26,7 +28,7 @@ use slog::{Logger, info, warn};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
-use super::{SandboxError, forward};
+use super::{SandboxError, forward, resolver};
 use crate::agent_client::AgentClient;
 use crate::container::Follower;
 use crate::error::chain;
@@ -53,7 +55,7 @@ pub(super) struct SandboxNetwork {
     carried: Mutex<Carried>,
     watch: std::sync::Mutex<Option<AbortHandle>>,
     forwarding: std::sync::Mutex<Option<AbortHandle>>,
-    log: Logger,
+    pub(super) log: Logger,
 }
 
 #[derive(Default)]
@@ -218,6 +220,25 @@ impl SandboxNetwork {
                 warn!(self.log, "network: no port forwarding"; "error" => %error);
             }
         }
+    }
+
+    /// From now on, the guest asks names of the name server that the engine runs in the namespace.
+    pub(super) async fn resolve(self: &Arc<Self>, follower: &Follower) {
+        let asked = forward::called_back(follower, |port| follower.agent.serve_resolver(port));
+        match asked.await {
+            Ok(stream) => {
+                let task = tokio::spawn(resolver::serve(stream, Arc::downgrade(self)));
+                *lock(&self.forwarding) = Some(task.abort_handle());
+            }
+            Err(error) => {
+                warn!(self.log, "network: the engine cannot be asked names"; "error" => error);
+            }
+        }
+    }
+
+    /// Asks the engine's name server.
+    pub(super) async fn ask(&self, carrier: Carrier, question: &[u8]) -> io::Result<Vec<u8>> {
+        crate::resource::network::resolver::ask(&self.namespace, carrier, question).await
     }
 
     /// Says what the guest's kernel refused.

@@ -121,6 +121,7 @@ impl Pod {
                 "" => NetworkNamespace::Inherited,
                 path => NetworkNamespace::At(path.into()),
             },
+            resolver: false,
             limits: Limits::default(),
             pod_limits,
             mounts: blank.mounts,

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use husk_steer::{Addresses, Protocol, Rule, steer};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt::IpFreebind,
@@ -11,7 +12,6 @@ use nix::sys::socket::{
 use tokio::net::TcpStream;
 
 use super::Namespace;
-use super::steer::steer;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -33,8 +33,11 @@ impl Loopback {
             // There may be no IPv6.
             Ok((ipv4, listener(AddressFamily::Inet6, Ipv6Addr::LOCALHOST.into()).ok()))
         })?;
-        let descriptors = [Some(ipv4.as_fd()), ipv6.as_ref().map(AsFd::as_fd)];
-        let steering = steer(namespace.as_fd(), descriptors)?;
+        let rule = |to, socket| Rule { protocol: Protocol::Tcp, to, port: None, socket };
+        let all = Addresses::V4(Ipv4Addr::LOCALHOST, Ipv4Addr::new(255, 0, 0, 0));
+        let mut rules = vec![rule(all, ipv4.as_fd())];
+        rules.extend(ipv6.as_ref().map(|it| rule(Addresses::V6(Ipv6Addr::LOCALHOST), it.as_fd())));
+        let steering = steer(namespace.as_fd(), &rules)?;
         let watched = tokio::net::TcpListener::from_std;
         Ok(Self { ipv4: watched(ipv4)?, ipv6: ipv6.map(watched).transpose()?, _steering: steering })
     }

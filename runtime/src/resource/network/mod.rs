@@ -11,9 +11,9 @@ mod found;
 mod loopback;
 mod namespace;
 pub mod redirect;
+pub mod resolver;
 mod scan;
 mod state;
-mod steer;
 mod tap;
 #[cfg(test)]
 mod tests;

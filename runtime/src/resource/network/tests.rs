@@ -168,3 +168,37 @@ async fn what_is_dialled_at_a_loopback_address_is_accepted_whatever_the_port() {
     drop(loopback);
     assert_eq!(dial("127.0.0.1:80").unwrap_err().kind(), refused);
 }
+
+#[tokio::test]
+async fn the_name_server_in_the_namespace_is_asked() {
+    use husk_agent_protocols::resolver::{ADDRESS, Carrier, PORT};
+    use std::io::{Read, Write};
+
+    let Some(own) = Own::new() else { return };
+    let namespace = Namespace::open(&own.path).unwrap();
+    // Nobody is there yet.
+    resolver::ask(&namespace, Carrier::Tcp, b"?").await.unwrap_err();
+    let lo = LinkUnspec::new_with_index(LOOPBACK).up().build();
+    namespace.netlink().link().set(lo).execute().await.unwrap();
+    resolver::ask(&namespace, Carrier::Udp, b"?").await.unwrap_err();
+    let (packets, listener) = namespace
+        .within(|| {
+            let packets = std::net::UdpSocket::bind((ADDRESS, PORT))?;
+            Ok((packets, std::net::TcpListener::bind((ADDRESS, PORT))?))
+        })
+        .unwrap();
+    std::thread::spawn(move || {
+        let mut question = [0; 3];
+        let (_, from) = packets.recv_from(&mut question).unwrap();
+        packets.send_to(&[&question[..], b" packet"].concat(), from).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut question = [0; 5];
+        stream.read_exact(&mut question).unwrap();
+        assert_eq!(&question, b"\0\x03two");
+        stream.write_all(&[&60_000_u16.to_be_bytes()[..], &[7; 60_000]].concat()).unwrap();
+    });
+    let answer = resolver::ask(&namespace, Carrier::Udp, b"one").await.unwrap();
+    assert_eq!(answer, b"one packet");
+    let answer = resolver::ask(&namespace, Carrier::Tcp, b"two").await.unwrap();
+    assert_eq!(answer, [7; 60_000]);
+}

@@ -1,0 +1,354 @@
+//! Docker: on the one whose folder `DOCKER` names, with the runtimes `runc` and `husk`.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use husk_tests::containerd::{Finished, Runtime, finish};
+use husk_tests::leftovers::{Listing, nothing_left};
+use husk_tests::wait::until_true;
+use libtest_mimic::Arguments;
+
+use crate::{Case, trials};
+
+const CASES: &[Case] = &[
+    ("docker::run", run_to_its_end),
+    ("docker::options", options),
+    ("docker::volumes", volumes),
+    ("docker::life", life),
+    ("docker::published_port", published_port),
+    ("docker::networks_come_and_go", networks),
+    ("docker::names", names),
+    ("docker::no_network", no_network),
+];
+
+const HUSK_CASES: &[Case] = &[("docker::hosts_network", hosts_network)];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether Docker is up, and its rows are to be run.
+pub fn wanted() -> bool {
+    std::env::var("DOCKER").is_ok_and(|folder| !folder.is_empty())
+}
+
+/// Runs everything here.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut all = trials(CASES, &[Runtime::Runc, Runtime::Husk]);
+    all.extend(trials(HUSK_CASES, &[Runtime::Husk]));
+    // One by one: each looks at what it leaves.
+    let arguments = Arguments { test_threads: Some(1), ..arguments.clone() };
+    if libtest_mimic::run(&arguments, all).has_failed() {
+        std::process::exit(101);
+    }
+    Ok(())
+}
+
+fn spawn(words: &[&str]) -> Result<std::process::Child> {
+    let mut command = Command::new("docker");
+    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().context("docker cannot be started")
+}
+
+fn docker(words: &[&str]) -> Result<Finished> {
+    let mut child = spawn(words)?;
+    drop(child.stdin.take());
+    finish(child).with_context(|| format!("docker {}", words.join(" ")))
+}
+
+/// What a command that must succeed prints.
+fn ok(words: &[&str]) -> Result<String> {
+    docker(words)?.text(0).with_context(|| format!("docker {}", words.join(" ")))
+}
+
+/// `docker run --rm` of a shell line.
+fn once(runtime: Runtime, flags: &[&str], line: &str) -> Result<Finished> {
+    let fixed = ["run", "--rm", "--runtime", runtime.name()];
+    docker(&[&fixed, flags, &["busybox", "sh", "-c", line]].concat())
+}
+
+/// A container that runs; dropping removes it.
+struct Running(String);
+
+impl Running {
+    fn start(runtime: Runtime, flags: &[&str], line: &str) -> Result<Self> {
+        let running = Self(format!("{}-{}", runtime.name(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let fixed = ["run", "--detach", "--runtime", runtime.name(), "--name", &running.0];
+        ok(&[&fixed, flags, &["busybox", "sh", "-c", line]].concat())?;
+        Ok(running)
+    }
+
+    fn shell(&self, line: &str) -> Result<String> {
+        ok(&["exec", &self.0, "sh", "-c", line])
+    }
+
+    fn inspect(&self, what: &str) -> Result<String> {
+        ok(&["inspect", "--format", what, &self.0])
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = docker(&["rm", "--force", "--volumes", &self.0]);
+    }
+}
+
+/// A network of Docker's; dropping removes it.
+struct Network(String);
+
+impl Network {
+    fn create(flags: &[&str]) -> Result<Self> {
+        let name = format!("network-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        ok(&[&["network", "create"], flags, &[&name]].concat())?;
+        Ok(Self(name))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = docker(&["network", "rm", &self.0]);
+    }
+}
+
+/// Does `work` and sees to it that nothing is left of it.
+fn leaves_nothing(runtime: Runtime, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    // What is made once and stays is made by this one.
+    once(runtime, &[], "true")?.text(0)?;
+    let before = Listing::now()?;
+    work()?;
+    nothing_left(&before, PATIENCE)
+}
+
+fn run_to_its_end(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let finished = once(runtime, &[], "echo out; echo err >&2; exit 7")?;
+        ensure!(finished.text(7)? == "out" && finished.stderr == "err\n", "{finished:?}");
+        let missing =
+            docker(&["run", "--rm", "--runtime", runtime.name(), "busybox", "nothing-such"])?;
+        ensure!(missing.code == 127 && missing.stderr.contains("nothing-such"), "{missing:?}");
+        let mut child = spawn(&[
+            "run",
+            "--rm",
+            "--interactive",
+            "--runtime",
+            runtime.name(),
+            "busybox",
+            "wc",
+            "-c",
+        ])?;
+        let mut input = child.stdin.take().context("no stdin")?;
+        std::io::Write::write_all(&mut input, &vec![b'x'; 100_000])?;
+        drop(input);
+        ensure!(finish(child)?.text(0)? == "100000");
+        let terminal = once(runtime, &["--tty"], "test -t 1 && echo yes")?.text(0)?;
+        ensure!(terminal == "yes", "{terminal}");
+        Ok(())
+    })
+}
+
+/// What the command line says of a container is so inside.
+fn options(runtime: Runtime) -> Result<()> {
+    let flags = [
+        "--env=A=b c",
+        "--user=1000:2000",
+        "--group-add=3000",
+        "--workdir=/tmp",
+        "--hostname=named",
+        "--add-host=other:192.0.2.7",
+        "--read-only",
+        "--tmpfs=/scratch:size=1m",
+        "--shm-size=8m",
+        "--ulimit=nofile=123:456",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--memory=64m",
+        "--pids-limit=50",
+        "--cpus=0.5",
+        "--sysctl=net.core.somaxconn=77",
+        "--init",
+    ];
+    let line = "echo $A; id -u; id -g; id -G; pwd; hostname; grep other /etc/hosts; \
+        touch /file 2>/dev/null || echo read-only; df -k /scratch | awk 'NR == 2 { print $2 }'; \
+        df -k /dev/shm | awk 'NR == 2 { print $2 }'; ulimit -Sn; ulimit -Hn; \
+        awk '/CapEff|NoNewPrivs|Seccomp:/ { print $2 }' /proc/self/status; \
+        cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; \
+        cat /proc/sys/net/core/somaxconn /proc/1/comm";
+    let expected = "b c\n1000\n2000\n2000 3000\n/tmp\nnamed\n192.0.2.7\tother\nread-only\n1024\n8192\n\
+        123\n456\n0000000000000000\n1\n2\n67108864\n50\n50000 100000\n77\ndocker-init";
+    let said = once(runtime, &flags, line)?.text(0)?;
+    let said = said.replacen("A=b c", "b c", 1);
+    ensure!(said == expected, "{said}");
+    let privileged =
+        once(runtime, &["--privileged"], "awk '/CapEff/ { print $2 }' /proc/self/status")?;
+    let all = u64::from_str_radix(&privileged.text(0)?, 16)?;
+    ensure!(all & 1 << 21 != 0, "no CAP_SYS_ADMIN: {all:x}");
+    Ok(())
+}
+
+/// Folders of the host, volumes of Docker's, and `docker cp`.
+fn volumes(runtime: Runtime) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("there"), "of the host")?;
+    let path = folder.path().to_str().context("no text")?;
+    let volume = format!("volume-{}", runtime.name());
+    let (bind, named) = (format!("{path}:/host"), format!("{volume}:/kept"));
+    let flags = ["--volume", &bind, "--volume", &named];
+    once(runtime, &flags, "cat /host/there >/kept/copy && echo new >/host/back")?.text(0)?;
+    ensure!(std::fs::read_to_string(folder.path().join("back"))? == "new\n");
+    let running = Running::start(runtime, &["--volume", &named], "sleep 1000")?;
+    ensure!(running.shell("cat /kept/copy")? == "of the host");
+    // Into the running container's root file system, and out of it.
+    let inside = format!("{}:/tmp/copied", running.0);
+    ok(&["cp", &format!("{path}/there"), &inside])?;
+    ensure!(running.shell("cat /tmp/copied")? == "of the host");
+    running.shell("echo more >>/tmp/copied")?;
+    let out = folder.path().join("out");
+    ok(&["cp", &inside, out.to_str().context("no text")?])?;
+    ensure!(std::fs::read_to_string(&out)? == "of the hostmore\n");
+    ensure!(ok(&["diff", &running.0])?.contains("A /tmp/copied"));
+    drop(running);
+    ok(&["volume", "rm", &volume]).map(drop)
+}
+
+fn life(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let line = "trap 'echo told; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
+        let running = Running::start(runtime, &["--memory=64m"], line)?;
+        until_true("the log has it", PATIENCE, || Ok(ok(&["logs", &running.0])? == "begun"))?;
+        ensure!(running.shell("cat /sys/fs/cgroup/memory.max")? == "67108864");
+        ok(&["update", "--memory=96m", "--memory-swap=-1", &running.0])?;
+        ensure!(running.shell("cat /sys/fs/cgroup/memory.max")? == "100663296");
+        let exec = docker(&[
+            "exec",
+            "--user=7",
+            "--env=X=y",
+            &running.0,
+            "sh",
+            "-c",
+            "id -u; echo $X; exit 3",
+        ])?;
+        ensure!(exec.text(3)? == "7\ny", "{exec:?}");
+        ok(&["pause", &running.0])?;
+        ensure!(running.inspect("{{.State.Status}}")? == "paused");
+        ok(&["unpause", &running.0])?;
+        let stats = ok(&["stats", "--no-stream", "--format={{.PIDs}} {{.MemUsage}}", &running.0])?;
+        ensure!(stats.contains("96MiB") && !stats.starts_with("0 "), "{stats}");
+        ok(&["restart", &running.0])?;
+        until_true("it has begun again", PATIENCE, || {
+            Ok(ok(&["logs", &running.0])? == "begun\ntold\nbegun")
+        })?;
+        ok(&["stop", &running.0])?;
+        ensure!(running.inspect("{{.State.Status}} {{.State.ExitCode}}")? == "exited 5");
+        ok(&["start", &running.0])?;
+        ok(&["kill", &running.0])?;
+        ensure!(ok(&["wait", &running.0])? == "137");
+        // One whose memory is too little for what it does.
+        let greedy = once(runtime, &["--memory=16m", "--memory-swap=16m"], "tail /dev/zero")?;
+        ensure!(greedy.code == 137, "{greedy:?}");
+        Ok(())
+    })
+}
+
+fn http(address: &str) -> Result<String> {
+    let url = format!("http://{address}/index.html");
+    let wget = ["wget", "-q", "-T", "10", "-O", "-", &url];
+    let output = Command::new("/bin/busybox").args(wget).output()?;
+    ensure!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+const SERVER: &str = "echo page >/tmp/index.html; exec httpd -f -p 80 -h /tmp";
+
+fn published_port(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let running = Running::start(runtime, &["--publish=127.0.0.1::80"], SERVER)?;
+        let published = ok(&["port", &running.0, "80/tcp"])?;
+        until_true("the page is served", PATIENCE, || {
+            Ok(http(&published).is_ok_and(|page| page == "page"))
+        })?;
+        // By its address, from the host and from another container of the bridge.
+        let address = running.inspect("{{.NetworkSettings.IPAddress}}")?;
+        ensure!(running.shell("ip -o -4 addr show eth0")?.contains(&format!(" {address}/")));
+        ensure!(http(&address)? == "page");
+        let other = once(runtime, &[], &format!("wget -q -O - http://{address}/index.html"))?;
+        ensure!(other.text(0)? == "page");
+        Ok(())
+    })
+}
+
+/// `docker network connect` and `disconnect` while it runs.
+fn networks(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let network = Network::create(&["--subnet=10.99.7.0/24"])?;
+        let running = Running::start(runtime, &[], SERVER)?;
+        let at = |wanted: &str| {
+            let wanted = wanted.to_owned();
+            until_true(&wanted.clone(), PATIENCE, || {
+                Ok(running.shell("ip -o -4 addr | awk '{ printf \"%s \", $2 }'")?.trim() == wanted)
+            })
+        };
+        at("lo eth0")?;
+        ok(&["network", "connect", "--ip=10.99.7.9", &network.0, &running.0])?;
+        at("lo eth0 eth1")?;
+        ensure!(http("10.99.7.9")? == "page");
+        ensure!(running.shell("ip route")?.contains("10.99.7.0/24 dev eth1"));
+        // Its name server is Docker's from then on, and knows it by its name.
+        let name = running.0.clone();
+        ensure!(running.shell(&format!("wget -q -O - http://{name}/index.html"))? == "page");
+        ok(&["network", "disconnect", &network.0, &running.0])?;
+        at("lo eth0")?;
+        ok(&["network", "connect", &network.0, &running.0])?;
+        at("lo eth0 eth1")
+    })
+}
+
+/// Names of containers in a network of the user's, as Docker's own name server has them.
+fn names(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let network = Network::create(&["--internal"])?;
+        let of = format!("--network={}", network.0);
+        let server = Running::start(runtime, &[&of, "--network-alias=aliased"], SERVER)?;
+        let resolver = once(runtime, &[&of], "grep nameserver /etc/resolv.conf")?.text(0)?;
+        ensure!(resolver == "nameserver 127.0.0.11", "{resolver}");
+        for name in [&server.0, "aliased"] {
+            let line = format!("wget -q -O - http://{name}/index.html");
+            ensure!(once(runtime, &[&of], &line)?.text(0)? == "page", "{name}");
+        }
+        // Many at once, from one that serves names itself: the port is its own.
+        let line = "nc -lu -p 53 & for i in 1 2 3 4 5 6 7 8; do nslookup -type=a aliased. >/tmp/$i & done; \
+            sleep 5; cat /tmp/? | grep -c 'Name:.*aliased'; \
+            nslookup -type=a nobody. | grep -ci 'NXDOMAIN\\|SERVFAIL'";
+        let said = once(runtime, &[&of], line)?.text(0)?;
+        ensure!(said == "8\n1", "{said}");
+        // By TCP: a header, a question, and its length before it.
+        let line = "printf '\\0\\031\\1\\2\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\7aliased\\0\\0\\1\\0\\1' | \
+            nc -w 5 127.0.0.11 53 | od -An -tx1 -N 4 -j 2 | tr -d ' '";
+        let said = once(runtime, &[&of], line)?.text(0)?;
+        ensure!(said.starts_with("01028"), "{said}");
+        Ok(())
+    })
+}
+
+fn no_network(runtime: Runtime) -> Result<()> {
+    let said = once(runtime, &["--network=none"], "ip -o link | awk '{ print $2 }'")?.text(0)?;
+    ensure!(said == "lo:", "{said}");
+    Ok(())
+}
+
+/// Refused, with the reason; nothing is left, and the host's interfaces are as they were.
+fn hosts_network(runtime: Runtime) -> Result<()> {
+    leaves_nothing(runtime, || {
+        let refused = once(runtime, &["--network=host"], "true")?;
+        ensure!(
+            refused.code == 125 && refused.stderr.contains("network of its own"),
+            "{refused:?}"
+        );
+        let other = Running::start(runtime, &[], "sleep 1000")?;
+        let of = format!("--network=container:{}", other.0);
+        let refused = once(runtime, &[&of], "true")?;
+        ensure!(refused.code == 125, "{refused:?}");
+        Ok(())
+    })
+}
