@@ -1,5 +1,7 @@
 //! Docker: on the one whose folder `DOCKER` names, with the runtimes `runc` and `husk`.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -139,7 +141,7 @@ fn run_to_its_end(runtime: Runtime) -> Result<()> {
             "-c",
         ])?;
         let mut input = child.stdin.take().context("no stdin")?;
-        std::io::Write::write_all(&mut input, &vec![b'x'; 100_000])?;
+        input.write_all(&vec![b'x'; 100_000])?;
         drop(input);
         ensure!(finish(child)?.text(0)? == "100000");
         let terminal = once(runtime, &["--tty"], "test -t 1 && echo yes")?.text(0)?;
@@ -251,12 +253,15 @@ fn life(runtime: Runtime) -> Result<()> {
     })
 }
 
-fn http(address: &str) -> Result<String> {
-    let url = format!("http://{address}/index.html");
-    let wget = ["wget", "-q", "-T", "10", "-O", "-", &url];
-    let output = Command::new("/bin/busybox").args(wget).output()?;
-    ensure!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+/// The page that is served at `address`, a host and a port.
+fn page(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, page) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+    Ok(page.trim_end().to_owned())
 }
 
 const SERVER: &str = "echo page >/tmp/index.html; exec httpd -f -p 80 -h /tmp";
@@ -266,12 +271,12 @@ fn published_port(runtime: Runtime) -> Result<()> {
         let running = Running::start(runtime, &["--publish=127.0.0.1::80"], SERVER)?;
         let published = ok(&["port", &running.0, "80/tcp"])?;
         until_true("the page is served", PATIENCE, || {
-            Ok(http(&published).is_ok_and(|page| page == "page"))
+            Ok(page(&published).is_ok_and(|page| page == "page"))
         })?;
         // By its address, from the host and from another container of the bridge.
         let address = running.inspect("{{.NetworkSettings.IPAddress}}")?;
         ensure!(running.shell("ip -o -4 addr show eth0")?.contains(&format!(" {address}/")));
-        ensure!(http(&address)? == "page");
+        ensure!(page(&format!("{address}:80"))? == "page");
         let other = once(runtime, &[], &format!("wget -q -O - http://{address}/index.html"))?;
         ensure!(other.text(0)? == "page");
         Ok(())
@@ -292,7 +297,7 @@ fn networks(runtime: Runtime) -> Result<()> {
         at("lo eth0")?;
         ok(&["network", "connect", "--ip=10.99.7.9", &network.0, &running.0])?;
         at("lo eth0 eth1")?;
-        ensure!(http("10.99.7.9")? == "page");
+        ensure!(page("10.99.7.9:80")? == "page");
         ensure!(running.shell("ip route")?.contains("10.99.7.0/24 dev eth1"));
         // Its name server is Docker's from then on, and knows it by its name.
         let name = running.0.clone();
@@ -339,6 +344,8 @@ fn no_network(runtime: Runtime) -> Result<()> {
 
 /// Refused, with the reason; nothing is left, and the host's interfaces are as they were.
 fn hosts_network(runtime: Runtime) -> Result<()> {
+    // Docker keeps a name of the host's namespace from then on.
+    once(runtime, &["--network=host"], "true")?;
     leaves_nothing(runtime, || {
         let refused = once(runtime, &["--network=host"], "true")?;
         ensure!(
