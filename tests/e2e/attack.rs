@@ -13,7 +13,7 @@ use husk_tests::containerd::{Run, Runtime, ctr, finish, spawn, task_is};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory};
 use husk_tests::task::Task;
-use husk_tests::wait::until;
+use husk_tests::wait::{until, until_true};
 
 use crate::Case;
 use crate::alone::DropIn;
@@ -135,8 +135,8 @@ impl Beside {
         eprintln!("{outcome:?}; shim {shim:?}, machine {machine:?}, files {files:?}");
         if let (Outcome::Answers, true) = (&outcome, self.says) {
             // Else an attack that could not begin would pass for one that did nothing.
-            let said = self.attacked.shell("cat /tmp/said")?;
-            ensure!(said.contains("done"), "the attack did not come to its end: {said}");
+            let done = || Ok(self.attacked.shell("cat /tmp/said")?.contains("done"));
+            until_true("the attack comes to its end", PATIENCE, done)?;
         }
         if let Outcome::Ended(reason) = &outcome {
             // Only what the guest itself can bring about.
@@ -203,7 +203,8 @@ fn attacker(runtime: Runtime, name: &str) -> Result<Run> {
 
 fn by_hand(runtime: Runtime, name: &str, reasons: &[&str]) -> Result<()> {
     let mut beside = Beside::start(runtime, attacker(runtime, name)?)?;
-    beside.watch(seconds()? + 4)?;
+    // One that ends its machine does so at its own end, and the watch ends with it.
+    beside.watch(seconds()? + if reasons.is_empty() { 4 } else { 60 })?;
     beside.ends(reasons)
 }
 

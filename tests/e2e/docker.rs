@@ -305,7 +305,9 @@ fn networks(runtime: Runtime) -> Result<()> {
         ok(&["network", "disconnect", &network.0, &running.0])?;
         at("lo eth0")?;
         ok(&["network", "connect", &network.0, &running.0])?;
-        at("lo eth0 eth1")
+        until_true("there are two again", PATIENCE, || {
+            Ok(running.shell("ip -o -4 addr | grep -c ' eth'")? == "2")
+        })
     })
 }
 
