@@ -45,6 +45,9 @@ const THREADS: usize = 64;
 /// What an attacked sandbox may add to the log.
 const LOGGED: u64 = 512 << 10;
 
+/// How long an attack takes if nothing else is said.
+const SECONDS: u64 = 5;
+
 /// The sandbox that is attacked, and the one beside it.
 struct Beside {
     before: Listing,
@@ -144,7 +147,9 @@ impl Beside {
             let wanted = if reasons.is_empty() { &own[..] } else { reasons };
             ensure!(wanted.iter().any(|text| reason.contains(text)), "it ended: {reason}");
         } else {
-            ensure!(reasons.is_empty(), "{outcome:?} instead of {reasons:?}");
+            // In a long one the guest may take from itself what it would need to come to its end.
+            let long = matches!(outcome, Outcome::Silent) && seconds()? > SECONDS;
+            ensure!(reasons.is_empty() || long, "{outcome:?} instead of {reasons:?}");
         }
         for (name, seen) in ["shim", "machine", "files"].iter().zip(self.largest) {
             let within =
@@ -190,7 +195,7 @@ fn within(mut child: Child, limit: Duration) -> Result<Option<String>> {
 }
 
 fn seconds() -> Result<u64> {
-    number("HUSK_ATTACK_SECONDS", 5)
+    number("HUSK_ATTACK_SECONDS", SECONDS)
 }
 
 fn attacker(runtime: Runtime, name: &str) -> Result<Run> {
