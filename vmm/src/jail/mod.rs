@@ -74,9 +74,6 @@ pub enum Landlock {
 /// Takes from the calling process, which runs a machine, all that a machine does not need. A wall
 /// that is missing is an error unless it is one of `accept_missing`.
 pub fn enter_machine(accept_missing: &[Wall]) -> Result<Landlock, JailError> {
-    if cfg!(feature = "unjailed") {
-        return Ok(Landlock::Missing);
-    }
     begin()?;
     let user = FIRST_USER.saturating_add(system::process_id()?);
     system::limit(libc::RLIMIT_NPROC, MACHINE_THREADS)?;
@@ -102,12 +99,6 @@ pub struct FilesJail {
 /// Takes from the calling process, which is to serve files, all that it does not need for it. A wall
 /// that is missing is an error unless it is one of `accept_missing`.
 pub fn enter_files(accept_missing: &[Wall]) -> Result<FilesJail, JailError> {
-    let without_landlock = accept_missing.contains(&Wall::Landlock);
-    if cfg!(feature = "unjailed") {
-        system::raise_descriptor_limit()?;
-        let descriptors = root::own_descriptors()?;
-        return Ok(FilesJail { descriptors, without_landlock });
-    }
     begin()?;
     system::raise_descriptor_limit()?;
     system::unshare(SHARED_BY_BOTH | libc::CLONE_NEWNET)?;
@@ -120,6 +111,7 @@ pub fn enter_files(accept_missing: &[Wall]) -> Result<FilesJail, JailError> {
     rights::bound(&FILE_RIGHTS)?;
     rights::keep_only(&rights)?;
     end()?;
+    let without_landlock = accept_missing.contains(&Wall::Landlock);
     Ok(FilesJail { descriptors, without_landlock })
 }
 
@@ -131,9 +123,6 @@ impl FilesJail {
         plain("enter the shared folder", unsafe { libc::fchdir(folder.as_raw_fd()) })?;
         // SAFETY: a terminated path.
         plain("make the shared folder the root", unsafe { libc::chroot(c".".as_ptr()) })?;
-        if cfg!(feature = "unjailed") {
-            return Ok(self.descriptors);
-        }
         rights::keep_only(&FILE_RIGHTS)?;
         landlock::allow_beneath(folder, self.without_landlock)?;
         Ok(self.descriptors)
