@@ -10,6 +10,7 @@ use nix::sys::socket::{
     socket, sockopt::SocketError,
 };
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 
 use crate::init::calls;
 
@@ -37,7 +38,7 @@ impl Host {
         }
     }
 
-    /// Begins a connection to `port`; [`connected`] waits for it. The descriptor does not block.
+    /// Begins a connection to `port`; [`connected`] or [`stream`] waits for it. The descriptor does not block.
     pub fn dial(&self, port: u32) -> io::Result<OwnedFd> {
         match self {
             Host::Vsock => begin(AddressFamily::Vsock, &VsockAddr::new(HOST_CID, port)),
@@ -60,6 +61,14 @@ fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<OwnedF
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
         Err(e) => Err(e.into()),
     }
+}
+
+/// A dialled socket as a stream, once it is connected.
+pub async fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
+    // A UnixStream only by name: it reads and writes whatever stream socket it is given.
+    let stream = UnixStream::from_std(socket.into())?;
+    stream.writable().await?;
+    stream.take_error()?.map_or(Ok(stream), Err)
 }
 
 /// Waits until a dialled socket is connected, or says why it cannot be.

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::host::Host;
+use crate::host::{Host, stream};
 
 /// How long either side may take to be connected.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub async fn forward(host: &Host, port: u16, ipv6: bool, to: u32) -> Result<(), 
         if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
     let inside = patiently(TcpStream::connect((address, port))).await;
     let mut inside = inside.map_err(|source| ForwardError::Refused { address, port, source })?;
-    let outside = patiently(dial(host, to)).await;
+    let outside = patiently(async { stream(host.dial(to)?).await }).await;
     let mut outside = outside.map_err(|source| ForwardError::Host { port: to, source })?;
     tokio::spawn(async move {
         // Either side may break off; both are closed then.
@@ -53,11 +53,4 @@ pub async fn forward(host: &Host, port: u16, ipv6: bool, to: u32) -> Result<(), 
 
 async fn patiently<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(PATIENCE, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-pub(super) async fn dial(host: &Host, port: u32) -> io::Result<UnixStream> {
-    // A UnixStream only by name: it reads and writes whatever stream socket it is given.
-    let stream = UnixStream::from_std(host.dial(port)?.into())?;
-    stream.writable().await?;
-    stream.take_error()?.map_or(Ok(stream), Err)
 }

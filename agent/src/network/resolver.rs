@@ -23,8 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::forward::dial;
-use crate::host::Host;
+use crate::host::{Host, stream};
 
 /// Questions that an answer can still come to. Those who asked before have asked again by then.
 const WAITING: usize = 256;
@@ -79,7 +78,7 @@ pub async fn serve(host: &Host, to: u32) -> io::Result<()> {
     };
     let rules = [rule(Protocol::Udp, packets.as_fd()), rule(Protocol::Tcp, listener.as_fd())];
     let steering = steer(File::open("/proc/thread-self/ns/net")?.as_fd(), &rules)?;
-    let (from_host, to_host) = dial(host, to).await?.into_split();
+    let (from_host, to_host) = stream(host.dial(to)?).await?.into_split();
     let (asked, questions) = mpsc::channel(8);
     let waiting = Mutex::default();
     tokio::spawn(async move {

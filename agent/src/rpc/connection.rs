@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
-use crate::host::Host;
+use crate::host::{Host, stream};
 
 /// How often, and after what pause, the host is dialled again if it refuses: it may be restoring.
 const TRIES: u32 = 50;
@@ -20,7 +20,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A connection that tells when the host has hung up.
 pub struct Connection {
-    // A UnixStream only by name: it reads and writes whatever stream socket it is given.
     stream: UnixStream,
     ended: Arc<Notify>,
 }
@@ -29,11 +28,12 @@ pub struct Connection {
 pub async fn connect(host: &Host, dialled: io::Result<OwnedFd>) -> io::Result<Connection> {
     let mut dialled = dialled;
     for attempt in 1.. {
-        let error = match dialled.and_then(stream) {
-            Ok(stream) => match settled(&stream).await {
-                Ok(()) => return Ok(Connection { stream, ended: Arc::default() }),
-                Err(error) => error,
-            },
+        let connected = match dialled {
+            Ok(socket) => stream(socket).await,
+            Err(error) => Err(error),
+        };
+        let error = match connected {
+            Ok(stream) => return Ok(Connection { stream, ended: Arc::default() }),
             Err(error) => error,
         };
         if attempt == TRIES {
@@ -43,15 +43,6 @@ pub async fn connect(host: &Host, dialled: io::Result<OwnedFd>) -> io::Result<Co
         dialled = host.dial(AGENT_PORT);
     }
     unreachable!("the loop has no other end")
-}
-
-fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
-    UnixStream::from_std(socket.into())
-}
-
-async fn settled(stream: &UnixStream) -> io::Result<()> {
-    stream.writable().await?;
-    stream.take_error()?.map_or(Ok(()), Err)
 }
 
 impl Connection {
