@@ -42,6 +42,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::ring::Ring;
 use crate::vm::{LiveMemory, MsiVector};
 
 /// A queue as the guest configured it, checked and frozen at DRIVER_OK.
@@ -62,6 +63,22 @@ pub struct Activation {
     pub features: u64,
     /// The queues, in the device's order.
     pub queues: Vec<ActiveQueue>,
+}
+
+impl Activation {
+    /// Each queue as a ring, and the descriptor that is kicked for it, if there are as many as the device
+    /// needs.
+    pub fn rings<const N: usize>(self) -> Result<[(Ring, EventFd); N], ActivateError> {
+        let got = self.queues.len();
+        let Ok(queues) = <[ActiveQueue; N]>::try_from(self.queues) else {
+            return Err(ActivateError::Queues { got, wanted: N });
+        };
+        let memory = Arc::new(self.memory);
+        let ring = |ActiveQueue { queue, kick, interrupt }| {
+            (Ring::new(queue, interrupt, Arc::clone(&memory)), kick)
+        };
+        Ok(queues.map(ring))
+    }
 }
 
 /// Why a device could not be activated.

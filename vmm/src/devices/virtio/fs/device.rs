@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events};
 use serde::{Deserialize, Serialize};
@@ -342,16 +341,9 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let got = activation.queues.len();
-        let Ok([priority, request]) = <[_; 2]>::try_from(activation.queues) else {
-            return Err(ActivateError::Queues { got, wanted: QUEUE_SIZES.len() });
-        };
-        let memory = Arc::new(activation.memory);
-        self.rings = Some([
-            Ring::new(priority.queue, priority.interrupt, Arc::clone(&memory)),
-            Ring::new(request.queue, request.interrupt, memory),
-        ]);
-        self.events.arm([priority.kick, request.kick])?;
+        let [(priority, priority_kick), (request, request_kick)] = activation.rings()?;
+        self.rings = Some([priority, request]);
+        self.events.arm([priority_kick, request_kick])?;
         Ok(())
     }
 

@@ -1,7 +1,6 @@
 //! The device.
 
 use std::io;
-use std::sync::Arc;
 
 use slog::{Logger, debug, error, info};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -250,13 +249,9 @@ impl VirtioDevice for Mem {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let got = activation.queues.len();
-        let Ok([queue]) = <[_; 1]>::try_from(activation.queues) else {
-            return Err(ActivateError::Queues { got, wanted: QUEUE_SIZES.len() });
-        };
-        let memory = Arc::new(activation.memory);
-        self.ring = Some(Ring::new(queue.queue, queue.interrupt, memory));
-        self.events.arm([queue.kick])?;
+        let [(ring, kick)] = activation.rings()?;
+        self.ring = Some(ring);
+        self.events.arm([kick])?;
         Ok(())
     }
 
@@ -272,7 +267,7 @@ impl VirtioDevice for Mem {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use vm_memory::{Bytes, GuestAddress};
 

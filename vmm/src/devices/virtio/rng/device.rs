@@ -1,7 +1,6 @@
 //! The device.
 
 use std::io;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use slog::{Logger, debug, error};
@@ -137,13 +136,9 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let got = activation.queues.len();
-        let Ok([queue]) = <[_; 1]>::try_from(activation.queues) else {
-            return Err(ActivateError::Queues { got, wanted: QUEUE_SIZES.len() });
-        };
-        let memory = Arc::new(activation.memory);
-        self.ring = Some(Ring::new(queue.queue, queue.interrupt, memory));
-        self.events.arm([queue.kick])?;
+        let [(ring, kick)] = activation.rings()?;
+        self.ring = Some(ring);
+        self.events.arm([kick])?;
         Ok(())
     }
 
@@ -160,7 +155,7 @@ impl VirtioDevice for Rng {
 #[cfg(test)]
 mod tests {
     use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;

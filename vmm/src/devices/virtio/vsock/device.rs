@@ -1,7 +1,6 @@
 //! The device.
 
 use std::io;
-use std::sync::Arc;
 
 use event_manager::EventOps;
 use husk_control::GUEST_CID;
@@ -197,17 +196,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let got = activation.queues.len();
-        let Ok([rx, tx, event]) = <[_; 3]>::try_from(activation.queues) else {
-            return Err(ActivateError::Queues { got, wanted: QUEUE_SIZES.len() });
-        };
-        let memory = Arc::new(activation.memory);
-        self.rings = Some(Rings {
-            rx: Ring::new(rx.queue, rx.interrupt, Arc::clone(&memory)),
-            tx: Ring::new(tx.queue, tx.interrupt, Arc::clone(&memory)),
-            event: Ring::new(event.queue, event.interrupt, memory),
-        });
-        self.events.arm([rx.kick, tx.kick, event.kick])?;
+        let [(rx, rx_kick), (tx, tx_kick), (event, event_kick)] = activation.rings()?;
+        self.rings = Some(Rings { rx, tx, event });
+        self.events.arm([rx_kick, tx_kick, event_kick])?;
         Ok(())
     }
 
