@@ -1,6 +1,7 @@
 //! Devices that have come onto the bus since the guest started.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::MachineError;
@@ -14,12 +15,15 @@ const POLICY: (&str, &str) = ("module/memory_hotplug/parameters/online_policy", 
 /// are at work when this returns.
 pub fn look_for_devices(sys: &Path) -> Result<(), MachineError> {
     let (policy, value) = POLICY;
-    let write = |file: &str, text: &str, what: &str| {
-        fs::write(sys.join(file), text)
-            .map_err(|source| MachineError::Refused { what: what.to_owned(), source })
-    };
-    write(policy, value, "choose where plugged memory goes")?;
-    write("bus/pci/rescan", "1", "look at the PCI bus again")
+    let refused =
+        |what: &'static str| move |source| MachineError::Refused { what: what.to_owned(), source };
+    fs::write(sys.join(policy), value).map_err(refused("choose where plugged memory goes"))?;
+    rescan(sys).map_err(refused("look at the PCI bus again"))
+}
+
+/// The same without a word on memory: drivers bind before the write returns.
+pub fn rescan(sys: &Path) -> io::Result<()> {
+    fs::write(sys.join("bus/pci/rescan"), "1")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod error;
 mod interfaces;
 mod processors;
 
-pub use devices::look_for_devices;
+pub use devices::{look_for_devices, rescan};
 pub use error::MachineError;
 pub use interfaces::{Interface, interfaces};
 pub use processors::set_processors;

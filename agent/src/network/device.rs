@@ -7,6 +7,7 @@ use std::path::Path;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::netlink::Netlink;
+use crate::machine::rescan;
 
 /// A network device as the guest's kernel has it now.
 #[derive(Debug)]
@@ -32,8 +33,7 @@ pub fn find(
     if found.iter().all(Option::is_some) {
         return Ok(found);
     }
-    // Drivers bind before the write returns.
-    fs::write(sys.join("bus/pci/rescan"), "1")?;
+    rescan(sys)?;
     look(netlink, wanted)
 }
 
