@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod bus;
+mod capabilities;
 pub mod devices;
 pub mod files;
 mod fuse;

@@ -1,13 +1,11 @@
 //! Users and capabilities.
 
 use super::JailError;
-use super::system::{check, plain};
+use super::system::plain;
+use crate::capabilities::{self, Sets};
 
 /// `SECBIT_NO_SETUID_FIXUP`: capabilities stay when the user changes.
 const KEEP_OVER_USER_CHANGE: libc::c_ulong = 1 << 2;
-
-/// `_LINUX_CAPABILITY_VERSION_3`.
-const VERSION: u32 = 0x2008_0522;
 
 /// The sets have room for no more.
 const MOST: u32 = 64;
@@ -25,20 +23,6 @@ pub(super) enum Capability {
     ChangeRoot = 18,
     MakeNode = 27,
     SetFileCapabilities = 31,
-}
-
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: libc::c_int,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Sets {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
 }
 
 /// Lets this thread, and those it starts, keep capabilities when it changes its user.
@@ -88,12 +72,7 @@ pub(super) fn bound(kept: &[Capability]) -> Result<(), JailError> {
 /// Drops every capability but `kept`.
 pub(super) fn keep_only(kept: &[Capability]) -> Result<(), JailError> {
     let mask = mask(kept);
-    let header = Header { version: VERSION, pid: 0 };
     let low = Sets { effective: mask, permitted: mask, inheritable: 0 };
-    let sets = [low, Sets::default()];
-    // SAFETY: this version reads a header and two sets.
-    check("drop its rights", unsafe {
-        libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr())
-    })
-    .map(drop)
+    let dropped = capabilities::set(&[low, Sets::default()]);
+    dropped.map_err(|source| JailError::Step { step: "drop its rights", source })
 }

@@ -6,28 +6,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::system::check;
+use crate::capabilities;
 
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 const CAP_FSETID: u32 = 4;
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 thread_local! {
     /// Whether this thread is prepared, and so may take other file system ids.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
-}
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: libc::c_int,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilitySets {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
 }
 
 /// Gives this thread a working directory (`descriptors`) and umask of its own, and lets it keep its
@@ -81,26 +67,11 @@ pub fn without_fsetid<T>(drop: bool, body: impl FnOnce() -> io::Result<T>) -> io
     if !drop {
         return body();
     }
-    let before = capabilities()?;
+    let before = capabilities::get()?;
     let mut less = before;
     less[0].effective &= !(1 << CAP_FSETID);
-    set_capabilities(&less)?;
+    capabilities::set(&less)?;
     let result = body();
-    set_capabilities(&before)?;
+    capabilities::set(&before)?;
     result
-}
-
-fn capabilities() -> io::Result<[CapabilitySets; 2]> {
-    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    let mut sets = [CapabilitySets::default(); 2];
-    // SAFETY: version 3 fills two sets, which `sets` has room for.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &mut header, sets.as_mut_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(sets) }
-}
-
-fn set_capabilities(sets: &[CapabilitySets; 2]) -> io::Result<()> {
-    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    // SAFETY: version 3 reads two sets. This is the calling thread's own matter.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &mut header, sets.as_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
