@@ -60,7 +60,6 @@ fn four_then_many(runtime: Runtime) -> Result<()> {
         now = Memory::now()?;
         Ok(now.lost_since(&memory) < 48 << 10)
     });
-    eprintln!("{}", now.changes_since(&memory));
     back.with_context(|| format!("memory is missing: {}", now.changes_since(&memory)))
 }
 

@@ -2,12 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Finished, Runtime, finish};
+use husk_tests::containerd::{Finished, Runtime, finish, start};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::wait::until_true;
 use libtest_mimic::Arguments;
@@ -48,14 +48,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn spawn(words: &[&str]) -> Result<std::process::Child> {
-    let mut command = Command::new("docker");
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().context("docker cannot be started")
-}
-
 fn docker(words: &[&str]) -> Result<Finished> {
-    let mut child = spawn(words)?;
+    let mut child = start(Command::new("docker").args(words))?;
     drop(child.stdin.take());
     finish(child).with_context(|| format!("docker {}", words.join(" ")))
 }
@@ -130,7 +124,7 @@ fn run_to_its_end(runtime: Runtime) -> Result<()> {
         let missing =
             docker(&["run", "--rm", "--runtime", runtime.name(), "busybox", "nothing-such"])?;
         ensure!(missing.code == 127 && missing.stderr.contains("nothing-such"), "{missing:?}");
-        let mut child = spawn(&[
+        let mut child = start(Command::new("docker").args([
             "run",
             "--rm",
             "--interactive",
@@ -139,7 +133,7 @@ fn run_to_its_end(runtime: Runtime) -> Result<()> {
             "busybox",
             "wc",
             "-c",
-        ])?;
+        ]))?;
         let mut input = child.stdin.take().context("no stdin")?;
         input.write_all(&vec![b'x'; 100_000])?;
         drop(input);

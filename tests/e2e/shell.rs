@@ -1,9 +1,9 @@
 //! `husk exec`: a shell in the guest itself; and what one can do with it.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Finished, Run, Runtime, finish, task_is};
+use anyhow::{Result, ensure};
+use husk_tests::containerd::{Finished, Run, Runtime, finish, start, task_is};
 use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::task::Task;
@@ -23,15 +23,9 @@ pub const HUSK_CASES: &[Case] = &[
 
 const ALLOWED: &str = "[guest]\ndebug_shell = true\n";
 
-fn husk(words: &[&str]) -> Result<std::process::Child> {
-    let mut command = Command::new("husk");
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().context("husk cannot be started")
-}
-
 /// Runs a shell line in the guest of a sandbox.
 pub fn in_guest(sandbox: &str, line: &str) -> Result<Finished> {
-    let mut child = husk(&["exec", sandbox, "sh", "-c", line])?;
+    let mut child = start(Command::new("husk").args(["exec", sandbox, "sh", "-c", line]))?;
     drop(child.stdin.take());
     finish(child)
 }
@@ -44,7 +38,7 @@ fn in_the_guest(runtime: Runtime) -> Result<()> {
     let task = Task::start(Run::new(runtime, &["sleep", "4242"]))?;
     let before = Listing::now()?;
     let line = "cat; echo err >&2; ps | grep -c '[s]leep 4242'; cat /proc/1/comm; exit 7";
-    let mut child = husk(&["exec", &task.id, "sh", "-c", line])?;
+    let mut child = start(Command::new("husk").args(["exec", &task.id, "sh", "-c", line]))?;
     if let Some(mut input) = child.stdin.take() {
         std::io::Write::write_all(&mut input, b"in\n")?;
     }
@@ -54,7 +48,7 @@ fn in_the_guest(runtime: Runtime) -> Result<()> {
     ensure!(finished.stderr == "err\n", "{finished:?}");
     let large = in_guest(&task.id, "head -c 5000000 /dev/zero")?;
     ensure!(large.code == 0 && large.stdout.len() == 5_000_000, "{} bytes", large.stdout.len());
-    let missing = husk(&["exec", &task.id, "--", "no-such-applet"])?;
+    let missing = start(Command::new("husk").args(["exec", &task.id, "--", "no-such-applet"]))?;
     ensure!(finish(missing)?.code == 127);
 
     let mut terminal = Terminal::start_as("husk", &["exec", &task.id], 33, 77)?;
@@ -66,7 +60,7 @@ fn in_the_guest(runtime: Runtime) -> Result<()> {
     ensure!(terminal.ends()? == 9);
 
     // One that is given up ends in the guest as well.
-    let mut child = husk(&["exec", &task.id, "sleep", "5353"])?;
+    let mut child = start(Command::new("husk").args(["exec", &task.id, "sleep", "5353"]))?;
     let looks = || Ok(in_guest(&task.id, "ps | grep -c '[s]leep 5353'")?.stdout == b"1\n");
     until_true("it runs", PATIENCE, looks)?;
     child.kill()?;

@@ -193,12 +193,7 @@ impl Run {
 
     /// Starts it with pipes on its three streams.
     pub fn spawn(&self) -> Result<Child> {
-        self.ctr()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("ctr cannot be started")
+        start(&mut self.ctr())
     }
 
     /// Starts it and waits until its task is running.
@@ -306,13 +301,15 @@ pub fn task_is(id: &str, status: &str) -> bool {
 
 /// Starts a `ctr` command with pipes on its three streams.
 pub fn spawn(words: &[&str]) -> Result<Child> {
-    Command::new("ctr")
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+    start(Command::new("ctr").args(words))
+}
+
+/// Starts a command with pipes on its three streams; [`finish`] collects what it prints.
+pub fn start(command: &mut Command) -> Result<Child> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
         .spawn()
-        .context("ctr cannot be started")
+        .with_context(|| format!("{} cannot be started", command.get_program().display()))
 }
 
 /// Runs a `ctr` command that must succeed; its standard output.
