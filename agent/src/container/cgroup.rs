@@ -66,7 +66,7 @@ impl Cgroup {
         fs::create_dir(&self.path)?;
         match devices {
             Some(program) => {
-                calls::attach_device_program(fs::File::open(&self.path)?.as_fd(), program)
+                husk_bpf::decide_on_devices(fs::File::open(&self.path)?.as_fd(), program)
             }
             None => Ok(()),
         }

@@ -4,6 +4,7 @@
 //! devices every container has, and those of the spec that the guest has, under the guest's numbers.
 //! Context and return value: `bpf_cgroup_dev_ctx` in `linux/bpf.h`.
 
+use husk_bpf::instruction;
 use oci_spec::runtime::{Linux, LinuxDeviceType};
 
 /// `BPF_DEVCG_ACC_*`.
@@ -98,13 +99,6 @@ fn access(text: &str) -> i32 {
             _ => 0,
         }
     })
-}
-
-/// One instruction: code, destination and source register, jump, constant.
-fn instruction(code: u8, to: u8, from: u8, jump: i16, constant: i32) -> u64 {
-    let [low, high] = jump.to_le_bytes();
-    let [a, b, c, d] = constant.to_le_bytes();
-    u64::from_le_bytes([code, from << 4 | to, low, high, a, b, c, d])
 }
 
 const LOAD: u8 = 0x61;

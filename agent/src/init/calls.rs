@@ -103,58 +103,6 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
-/// Lets `program`, of eBPF instructions, decide on devices for the processes of `cgroup`.
-pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
-    /// `linux/bpf.h`.
-    const PROG_LOAD: libc::c_long = 5;
-    const PROG_ATTACH: libc::c_long = 8;
-    const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    const ATTACH_CGROUP_DEVICE: u32 = 6;
-    const ALLOW_MULTI: u32 = 2;
-
-    #[repr(C)]
-    struct Load {
-        kind: u32,
-        count: u32,
-        instructions: *const u64,
-        license: *const libc::c_char,
-    }
-    #[repr(C)]
-    struct Attach {
-        cgroup: u32,
-        program: u32,
-        kind: u32,
-        flags: u32,
-    }
-
-    let load = Load {
-        kind: PROG_TYPE_CGROUP_DEVICE,
-        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-        instructions: program.as_ptr(),
-        license: c"Apache-2.0".as_ptr(),
-    };
-    // SAFETY: `load` is the beginning of bpf_attr for this command, and what it points to lives.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
-    let attach = Attach {
-        cgroup: cgroup.as_raw_fd().cast_unsigned(),
-        program: loaded.as_raw_fd().cast_unsigned(),
-        kind: ATTACH_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
-    };
-    let size = size_of::<Attach>();
-    // SAFETY: `attach` is the beginning of bpf_attr for this command; it holds no pointers.
-    match unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Gives the vsock connection that `socket` will begin `seconds` instead of the kernel's 2: a host
 /// under load may be slower.
 pub fn be_patient(socket: BorrowedFd<'_>, seconds: i64) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use husk_agent_protocols::resolver::{ADDRESS, Carrier, Header, PORT};
-use husk_steer::{Addresses, Protocol, Rule, steer};
+use husk_bpf::steer::{Addresses, Protocol, Rule, steer};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };

@@ -8,12 +8,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::{call, descriptor, instruction, load};
 
 /// Commands of bpf(2), from `linux/bpf.h`, as the numbers below.
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
-const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 
 const MAP_TYPE_SOCKMAP: u32 = 15;
@@ -70,15 +71,13 @@ pub fn steer(namespace: BorrowedFd<'_>, rules: &[Rule<'_>]) -> io::Result<OwnedF
     for (key, rule) in (0..).zip(rules) {
         put(&map, key, rule.socket)?;
     }
-    let program = load(&program(map.as_raw_fd(), rules))?;
+    let program = load(PROG_TYPE_SK_LOOKUP, ATTACH_SK_LOOKUP, &program(map.as_raw_fd(), rules))?;
     link(&program, namespace)
 }
 
-/// One instruction: operation, registers, offset (jumps count from the next one), immediate value.
+/// An [`instruction`] whose constant is a number without sign.
 const fn code(operation: u8, to: u8, from: u8, offset: i16, value: u32) -> u64 {
-    let [low, high] = offset.to_le_bytes();
-    let [a, b, c, d] = value.to_le_bytes();
-    u64::from_le_bytes([operation, to | from << 4, low, high, a, b, c, d])
+    instruction(operation, to, from, offset, value.cast_signed())
 }
 
 const fn load_field(to: u8, offset: i16) -> u64 {
@@ -174,7 +173,7 @@ fn create_map(entries: usize) -> io::Result<OwnedFd> {
     }
     let entries = u32::try_from(entries).map_err(io::Error::other)?;
     let create = Create { kind: MAP_TYPE_SOCKMAP, key_size: 4, value_size: 4, entries };
-    descriptor(bpf(MAP_CREATE, &create)?)
+    descriptor(call(MAP_CREATE, &create)?)
 }
 
 fn put(map: &OwnedFd, key: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
@@ -189,34 +188,7 @@ fn put(map: &OwnedFd, key: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
     let value = socket.as_raw_fd().cast_unsigned();
     let map = map.as_raw_fd().cast_unsigned();
     let update = Update { map, _unused: 0, key: &raw const key, value: &raw const value, flags: 0 };
-    bpf(MAP_UPDATE_ELEM, &update).map(drop)
-}
-
-fn load(program: &[u64]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Load {
-        kind: u32,
-        count: u32,
-        instructions: *const u64,
-        license: *const libc::c_char,
-        log: [u64; 2],
-        version_and_flags: u64,
-        name: [u8; 16],
-        interface: u32,
-        attach: u32,
-    }
-    let load = Load {
-        kind: PROG_TYPE_SK_LOOKUP,
-        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-        instructions: program.as_ptr(),
-        license: c"Apache-2.0".as_ptr(),
-        log: [0; 2],
-        version_and_flags: 0,
-        name: [0; 16],
-        interface: 0,
-        attach: ATTACH_SK_LOOKUP,
-    };
-    descriptor(bpf(PROG_LOAD, &load)?)
+    call(MAP_UPDATE_ELEM, &update).map(drop)
 }
 
 fn link(program: &OwnedFd, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -226,23 +198,7 @@ fn link(program: &OwnedFd, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         ATTACH_SK_LOOKUP,
         0,
     ];
-    descriptor(bpf(LINK_CREATE, &to)?)
-}
-
-/// `attributes` is the beginning of `union bpf_attr` for the command.
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads as many bytes as the attributes have; what they point to belongs to
-    // the callers above, which outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-fn descriptor(number: libc::c_long) -> io::Result<OwnedFd> {
-    let number = i32::try_from(number).map_err(io::Error::other)?;
-    // SAFETY: only for results of commands that make a descriptor, which is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    descriptor(call(LINK_CREATE, &to)?)
 }
 
 #[cfg(test)]
