@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::events::Events;
 use husk_tests::task::Task;
-use husk_tests::wait::until_true;
+use husk_tests::wait::{until, until_true};
 use serde_json::json;
 
 use crate::Case;
@@ -120,7 +120,8 @@ fn pid(runtime: Runtime) -> Result<()> {
 fn pause(runtime: Runtime) -> Result<()> {
     let line = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done";
     let task = Task::start(Run::shell(runtime, line))?;
-    let count = || -> Result<u64> { Ok(task.shell("cat /tmp/count")?.parse().unwrap_or(0)) };
+    // Between its opening and its writing the file is empty: that is no number yet.
+    let count = || -> Result<Option<u64>> { Ok(task.shell("cat /tmp/count")?.parse().ok()) };
     task.call("pause")?;
     task.becomes("PAUSED")?;
     let again = task.call("pause").err().context("paused twice")?;
@@ -134,9 +135,8 @@ fn pause(runtime: Runtime) -> Result<()> {
     ensure!(used(&before) > 0 && used(&before) == used(&after), "{before} {after}");
     task.call("resume")?;
     task.becomes("RUNNING")?;
-    let first = count()?;
-    std::thread::sleep(Duration::from_secs(1));
-    ensure!(count()? > first, "it does not go on");
+    let first = until("it counts", LIMIT, count)?;
+    until_true("it goes on", LIMIT, || Ok(count()?.is_some_and(|now| now > first)))?;
     let again = task.call("resume").err().context("resumed twice")?;
     ensure!(again.to_string().contains("running"), "{again:#}");
     Ok(())
