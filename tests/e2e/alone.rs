@@ -11,7 +11,7 @@ use husk_tests::containerd::{Run, Runtime, ctr, finish};
 use husk_tests::cri::{Inside, Pod, Wanted};
 use husk_tests::leftovers::{Listing, Memory, nothing_left};
 use husk_tests::task::Task;
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 use k8s_cri::v1::LinuxContainerResources;
 
 use crate::Case;
@@ -35,8 +35,6 @@ pub const HUSK_CASES: &[Case] = &[
     ("alone::unknown_key", unknown_key),
     ("alone::wrong_type", wrong_type),
 ];
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 fn four_then_many(runtime: Runtime) -> Result<()> {
     // Once before, so that what is made once and stays (images' snapshots, caches) is there.
@@ -112,7 +110,7 @@ fn becomes(pod: &Pod, id: &str, processors: u64, memory: Range<u64>) -> Result<(
         if seen == processors && memory.contains(&mib) {
             return Ok(());
         }
-        let late = since.elapsed() > Duration::from_secs(30);
+        let late = since.elapsed() > PATIENCE;
         ensure!(!late, "{seen} processors, {mib} MiB; not {processors}, {memory:?}");
         std::thread::sleep(Duration::from_millis(500));
     }

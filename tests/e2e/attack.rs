@@ -13,12 +13,12 @@ use husk_tests::containerd::{Run, Runtime, ctr, finish, spawn, task_is};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory};
 use husk_tests::task::Task;
-use husk_tests::wait::{until, until_true};
+use husk_tests::wait::{PATIENCE, until, until_true};
 
 use crate::Case;
 use crate::alone::DropIn;
 use crate::endurance::number;
-use crate::faults::{PATIENCE, forget_fifos};
+use crate::faults::forget_fifos;
 
 pub const HUSK_CASES_ALONE: &[Case] = &[
     ("attack::configuration_space", |runtime| by_hand(runtime, "configuration", &[])),

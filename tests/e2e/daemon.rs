@@ -8,12 +8,12 @@ use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::leftovers::Listing;
 use husk_tests::processes::{Role, daemon, find, signal, words};
 use husk_tests::task::Task;
-use husk_tests::wait::{until, until_true};
+use husk_tests::wait::{PATIENCE, until, until_true};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::Case;
-use crate::faults::{PATIENCE, forget_fifos};
+use crate::faults::forget_fifos;
 
 pub const CASES: &[Case] = &[("daemon::killed_while_containers_run", while_containers_run)];
 
@@ -38,7 +38,7 @@ fn start(command: &[String]) -> Result<()> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?;
-    until_true("containerd comes again", Duration::from_secs(60), || Ok(ctr(&["version"]).is_ok()))
+    until_true("containerd comes again", PATIENCE, || Ok(ctr(&["version"]).is_ok()))
 }
 
 /// Kills containerd and starts it again after a while.

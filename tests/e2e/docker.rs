@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Finished, Runtime, finish, start};
 use husk_tests::leftovers::{Listing, nothing_left};
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 use libtest_mimic::Arguments;
 
 use crate::{Case, trials};
@@ -26,8 +26,6 @@ const CASES: &[Case] = &[
 ];
 
 const HUSK_CASES: &[Case] = &[("docker::hosts_network", hosts_network)];
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

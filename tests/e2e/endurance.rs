@@ -10,12 +10,12 @@ use husk_tests::containerd::{Finished, Run, Runtime, ctr, finish, spawn};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory, signal};
 use husk_tests::task::Task;
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 use nix::sys::signal::Signal;
 
 use crate::Case;
 use crate::alone::DropIn;
-use crate::faults::{PATIENCE, ended_badly, forget_fifos, strike};
+use crate::faults::{ended_badly, forget_fifos, strike};
 use crate::shell::in_guest;
 
 /// Those that look at nothing but their own sandbox.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use husk_tests::containerd::{Run, Runtime, finish, task_is};
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 
 use crate::Case;
 
@@ -73,8 +73,7 @@ fn terminated(runtime: Runtime) -> Result<()> {
 fn kill_after_the_end(runtime: Runtime) -> Result<()> {
     let run = Run::new(runtime, &["true"]).keep().flag("--detach");
     run.finish()?.text(0)?;
-    let limit = std::time::Duration::from_secs(30);
-    until_true("it is stopped", limit, || Ok(task_is(&run.id, "STOPPED")))?;
+    until_true("it is stopped", PATIENCE, || Ok(task_is(&run.id, "STOPPED")))?;
     let error = run.kill("SIGTERM").err().map(|e| e.to_string()).unwrap_or_default();
     husk_tests::containerd::ctr(&["task", "delete", &run.id])?;
     run.remove()?;

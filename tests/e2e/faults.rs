@@ -10,7 +10,7 @@ use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, signal};
 use husk_tests::task::Task;
-use husk_tests::wait::until;
+use husk_tests::wait::{PATIENCE, until};
 use nix::sys::signal::Signal;
 
 use crate::Case;
@@ -21,8 +21,6 @@ pub const HUSK_CASES: &[Case] = &[
     ("faults::file_server", |_| at_every_moment(Role::Files)),
     ("faults::guest", guest),
 ];
-
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// When it is killed.
 #[derive(Debug, Clone, Copy)]

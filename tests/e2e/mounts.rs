@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use husk_tests::containerd::{Run, Runtime};
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -120,8 +120,7 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
     let run =
         Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:rw"));
     let child = run.spawn_running()?;
-    let limit = std::time::Duration::from_secs(30);
-    until_true("it is ready", limit, || Ok(here.path().join("ready").exists()))?;
+    until_true("it is ready", PATIENCE, || Ok(here.path().join("ready").exists()))?;
     // As a kubelet replaces a ConfigMap: a new file under the old name, which Husk's guest believes
     // for a second.
     fs::write(here.path().join("next"), "new and longer\n")?;

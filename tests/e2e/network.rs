@@ -11,6 +11,7 @@ use husk_tests::task::Task;
 use serde_json::{Value, json};
 
 use crate::Case;
+use husk_tests::wait::PATIENCE;
 
 pub const CASES: &[Case] = &[
     ("network::bridge", bridge),
@@ -158,11 +159,11 @@ fn echo(address: &str, text: &str) -> Result<String> {
     let mut stream = loop {
         match TcpStream::connect(address) {
             Ok(stream) => break stream,
-            Err(error) => ensure!(since.elapsed() < Duration::from_secs(30), "{address}: {error}"),
+            Err(error) => ensure!(since.elapsed() < PATIENCE, "{address}: {error}"),
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(text.as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
     let mut back = String::new();
@@ -328,7 +329,7 @@ fn laid_by_a_hook(runtime: Runtime) -> Result<()> {
     // The namespace went with the container, and its interface with it.
     let since = Instant::now();
     while std::path::Path::new(&format!("/sys/class/net/{host}")).exists() {
-        ensure!(since.elapsed() < Duration::from_secs(20), "{host} is left");
+        ensure!(since.elapsed() < PATIENCE, "{host} is left");
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())

@@ -8,11 +8,10 @@ use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::task::Task;
 use husk_tests::terminal::Terminal;
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 
 use crate::Case;
 use crate::alone::DropIn;
-use crate::faults::PATIENCE;
 
 pub const HUSK_CASES: &[Case] = &[
     ("shell::in_the_guest", in_the_guest),

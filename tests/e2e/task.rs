@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::events::Events;
 use husk_tests::task::Task;
-use husk_tests::wait::{until, until_true};
+use husk_tests::wait::{PATIENCE, until, until_true};
 use serde_json::json;
 
 use crate::Case;
@@ -28,9 +28,6 @@ pub const CASES: &[Case] = &[
     ("task::attach_twice", attach_twice),
     ("task::delete_while_running", delete_while_running),
 ];
-
-/// For what comes soon.
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn sleeping(runtime: Runtime) -> Result<Task> {
     Task::start(Run::new(runtime, &["sleep", "1000"]))
@@ -93,7 +90,7 @@ fn exec_outlived(runtime: Runtime) -> Result<()> {
 fn list(runtime: Runtime) -> Result<()> {
     let task = Task::start(Run::shell(runtime, "sleep 1000 & sleep 1000"))?;
     let exec = spawn(&["task", "exec", "--exec-id", "listed", &task.id, "sleep", "1000"])?;
-    until_true("all three are listed", LIMIT, || {
+    until_true("all three are listed", PATIENCE, || {
         let text = task.call("ps")?;
         // The first, its child, and the one added, which is named.
         let pids =
@@ -135,8 +132,8 @@ fn pause(runtime: Runtime) -> Result<()> {
     ensure!(used(&before) > 0 && used(&before) == used(&after), "{before} {after}");
     task.call("resume")?;
     task.becomes("RUNNING")?;
-    let first = until("it counts", LIMIT, count)?;
-    until_true("it goes on", LIMIT, || Ok(count()?.is_some_and(|now| now > first)))?;
+    let first = until("it counts", PATIENCE, count)?;
+    until_true("it goes on", PATIENCE, || Ok(count()?.is_some_and(|now| now > first)))?;
     let again = task.call("resume").err().context("resumed twice")?;
     ensure!(again.to_string().contains("running"), "{again:#}");
     Ok(())
@@ -154,7 +151,7 @@ fn metrics(runtime: Runtime) -> Result<()> {
     let run = Run::shell(runtime, "dd if=/dev/zero of=/dev/shm/f bs=1M count=8; sleep 1000");
     let task = Task::start(run.flag("--memory-limit").flag((100 << 20).to_string()))?;
     let mut seen = serde_json::Value::Null;
-    let right = until_true("the numbers are right", LIMIT, || {
+    let right = until_true("the numbers are right", PATIENCE, || {
         seen = task.metrics()?;
         let number = |group: &str, name: &str| seen[group][name].as_u64().unwrap_or(0);
         Ok(number("memory", "usage_limit") == 100 << 20

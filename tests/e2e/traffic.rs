@@ -14,6 +14,7 @@ use husk_tests::task::Task;
 
 use crate::Case;
 use crate::network::{bridge_plugin, bridged, inside, ping, same_as_laid, sleeping, subnet};
+use husk_tests::wait::PATIENCE;
 
 pub const CASES: &[Case] = &[
     ("traffic::both_families_between_containers", both_families),
@@ -82,7 +83,7 @@ fn datagrams(runtime: Runtime) -> Result<()> {
                 match sent {
                     Ok(count) => break count,
                     Err(error) => {
-                        ensure!(since.elapsed() < Duration::from_secs(60), "{to}: {error}");
+                        ensure!(since.elapsed() < PATIENCE, "{to}: {error}");
                     }
                 }
             };

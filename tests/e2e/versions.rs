@@ -13,6 +13,7 @@ use libtest_mimic::Arguments;
 
 use crate::faults::strike;
 use crate::{Case, daemon, pods, trials};
+use husk_tests::wait::PATIENCE;
 
 /// The calls of a task by `ctr`, and whole pods.
 const CASES: &[Case] = &[("versions::task", task)];
@@ -23,8 +24,6 @@ const SANDBOX_CASES: &[Case] = &[
     ("versions::lost_shim", |runtime| lost(runtime, |id| strike(Role::Shim, id))),
     ("versions::restart_with_a_sandbox", restart),
 ];
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The folder of the containerd that is up, if it is not the host's.
 pub fn folder() -> Option<String> {

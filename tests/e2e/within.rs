@@ -1,12 +1,12 @@
 //! Cases that share one container for each runtime: what can be seen by a process added to it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{PROBE, Run, Runtime, ctr, finish, spawn};
 use husk_tests::task::Task;
-use husk_tests::wait::until_true;
+use husk_tests::wait::{PATIENCE, until_true};
 
 use crate::Case;
 
@@ -106,7 +106,7 @@ fn leaves_a_child(runtime: Runtime) -> Result<()> {
     let since = Instant::now();
     let finished = task.exec(&["sh", "-c", "sleep 1234 & echo left; exit 4"])?;
     ensure!(finished.text(4)? == "left", "{finished:?}");
-    ensure!(since.elapsed() < Duration::from_secs(30), "it took {:?}", since.elapsed());
+    ensure!(since.elapsed() < PATIENCE, "it took {:?}", since.elapsed());
     ensure!(task.shell("ps | grep -c '[s]leep 1234'")? == "1");
     Ok(())
 }
@@ -150,7 +150,7 @@ fn signals(runtime: Runtime) -> Result<()> {
         task.shell("for s in SEGV ABRT USR1; do sh -c \"kill -$s \\$\\$\"; echo $?; done")?;
     ensure!(text == "139\n134\n138", "{text}");
     let child = spawn(&["task", "exec", "--exec-id", "told", &task.id, "sleep", "4321"])?;
-    until_true("the exec runs", Duration::from_secs(60), || {
+    until_true("the exec runs", PATIENCE, || {
         Ok(task.shell("ps | grep -c '[s]leep 4321' || true")? == "1")
     })?;
     let kill = ["task", "kill", "--exec-id", "told", "--signal", "SIGTERM", &task.id];

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::wait::until;
+use crate::wait::{PATIENCE, until};
 
 /// The runtimes that every case runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,7 +199,7 @@ impl Run {
     /// Starts it and waits until its task is running.
     pub fn spawn_running(&self) -> Result<Child> {
         let mut child = self.spawn()?;
-        let runs = until(&format!("{} runs", self.id), Duration::from_secs(60), || {
+        let runs = until(&format!("{} runs", self.id), PATIENCE, || {
             let ended = child.try_wait()?.is_some();
             Ok(if task_is(&self.id, "RUNNING") { Some(true) } else { ended.then_some(false) })
         })?;

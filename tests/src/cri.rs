@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 
 use crate::containerd::{BUSYBOX, Runtime, ctr};
 use crate::streaming::Session;
-use crate::wait::{until, until_true};
+use crate::wait::{PATIENCE, until, until_true};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The states of the CRI's containers.
@@ -240,7 +240,7 @@ impl Pod {
 
     /// Waits for the end of a container.
     pub fn ended(&self, id: &str) -> Result<ContainerStatus> {
-        until("the container ends", Duration::from_secs(90), || {
+        until("the container ends", PATIENCE, || {
             let status = self.status(id)?;
             Ok((status.state == EXITED).then_some(status))
         })
@@ -338,7 +338,7 @@ impl Pod {
 
     /// Waits until a container's log has such a line.
     pub fn logs(&self, name: &str, wanted: &str) -> Result<()> {
-        let there = until_true("the line is there", Duration::from_secs(60), || {
+        let there = until_true("the line is there", PATIENCE, || {
             Ok(self.log(name).is_ok_and(|lines| lines.iter().any(|line| line == wanted)))
         });
         there.with_context(|| format!("no line {wanted:?} in {:?}", self.log(name)))
@@ -353,7 +353,7 @@ impl Pod {
             // The CRI plugin comes up last.
             match self.is_ready() {
                 Ok(_) => return Ok(()),
-                Err(error) if since.elapsed() > Duration::from_secs(60) => return Err(error),
+                Err(error) if since.elapsed() > PATIENCE => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
         }

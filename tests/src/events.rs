@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::containerd::{ctr, spawn};
-use crate::wait::until_true;
+use crate::wait::{PATIENCE, until_true};
 
 /// containerd's events as they come.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Events {
         });
         // The subscription has no answer; an event of our own shows that it stands.
         let mark = format!("mark-{}", std::process::id());
-        until_true("events come", Duration::from_secs(30), || {
+        until_true("events come", PATIENCE, || {
             let _ = ctr(&["namespaces", "create", &mark]);
             let _ = ctr(&["namespaces", "remove", &mark]);
             Ok(lines.recv_timeout(Duration::from_millis(500)).is_ok())
@@ -45,7 +45,7 @@ impl Events {
         let mut seen = Vec::new();
         let name = format!("\"container_id\":\"{id}\"");
         loop {
-            let line = self.lines.recv_timeout(Duration::from_secs(30));
+            let line = self.lines.recv_timeout(PATIENCE);
             let Ok(line) = line else { bail!("no {last} after {seen:?}") };
             if !line.contains(&name) {
                 continue;

@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::{Sink, Stream};
@@ -12,6 +11,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::wait::PATIENCE;
 
 /// What each channel carries.
 pub const STDIN: u8 = 0;
@@ -26,9 +27,6 @@ const RESIZE: u8 = 4;
 
 /// Channels 0 to 4, of which the last two came with version 4.
 const PROTOCOL: &str = "v4.channel.k8s.io";
-
-/// Much more than an emulated machine needs.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A session on the stream server.
 #[derive(Debug)]

@@ -1,13 +1,12 @@
 //! A container that runs in the background, and what is asked of its task.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
 
 use crate::containerd::{Finished, Run, ctr, finish, spawn, task_is};
-use crate::wait::until_true;
+use crate::wait::{PATIENCE, until_true};
 
 /// A running container; dropping it ends and removes it.
 #[derive(Debug)]
@@ -63,7 +62,7 @@ impl Task {
     /// Waits until containerd says so of it.
     pub fn becomes(&self, status: &str) -> Result<()> {
         let what = format!("{} becomes {status}", self.id);
-        until_true(&what, Duration::from_secs(60), || Ok(task_is(&self.id, status)))
+        until_true(&what, PATIENCE, || Ok(task_is(&self.id, status)))
     }
 }
 

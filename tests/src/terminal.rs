@@ -5,16 +5,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::wait::until;
-
-/// How long something may take to show.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::wait::{PATIENCE, until};
 
 /// A command at a terminal of its own.
 #[derive(Debug)]

@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// How long what has to come is waited for: much more than an emulated processor of a busy host needs.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
