@@ -36,6 +36,9 @@ pub const HUSK_CASES: &[Case] = &[
     ("alone::wrong_type", wrong_type),
 ];
 
+/// Nothing was killed here: sooner than elsewhere.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
 fn four_then_many(runtime: Runtime) -> Result<()> {
     // Once before, so that what is made once and stays (images' snapshots, caches) is there.
     Run::new(runtime, &["true"]).finish()?.text(0)?;
@@ -51,10 +54,10 @@ fn four_then_many(runtime: Runtime) -> Result<()> {
         let text = Run::shell(runtime, &format!("echo {number}")).finish()?.text(0)?;
         ensure!(text == number.to_string(), "{text}");
     }
-    nothing_left(&before, PATIENCE)?;
+    nothing_left(&before, CLEAN_UP)?;
     // A leaked guest is more, and so are eight leaked shims.
     let mut now = memory.clone();
-    let back = until_true("the memory is back", PATIENCE, || {
+    let back = until_true("the memory is back", CLEAN_UP, || {
         now = Memory::now()?;
         Ok(now.lost_since(&memory) < 48 << 10)
     });
@@ -65,7 +68,7 @@ fn after_a_failed_create(runtime: Runtime) -> Result<()> {
     Run::new(runtime, &["true"]).finish()?.text(0)?;
     let before = Listing::now()?;
     Run::new(runtime, &["nosuch"]).finish()?.text(1)?;
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }
 
 fn own_kernel(runtime: Runtime) -> Result<()> {
@@ -240,7 +243,7 @@ fn fails_with(runtime: Runtime, drop_in: &str, wanted: &[&str]) -> Result<()> {
         ensure!(finished.stderr.contains(text), "no {text:?} in {}", finished.stderr);
     }
     ensure!(took < Duration::from_secs(10), "it took {took:?}");
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }
 
 fn guest_panics(runtime: Runtime) -> Result<()> {

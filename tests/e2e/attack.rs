@@ -13,7 +13,7 @@ use husk_tests::containerd::{Run, Runtime, ctr, finish, spawn, task_is};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory};
 use husk_tests::task::Task;
-use husk_tests::wait::{PATIENCE, until, until_true};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until, until_true};
 
 use crate::Case;
 use crate::alone::DropIn;
@@ -166,7 +166,7 @@ impl Beside {
         let _ = ctr(&["task", "delete", "--force", &other.id]);
         ctr(&["container", "rm", &other.id])?;
         forget_fifos()?;
-        nothing_left(before, PATIENCE)?;
+        nothing_left(before, CLEAN_UP)?;
         let log = self.added_to_log()?;
         // A guest's own panic is called otherwise: "the guest kernel panicked".
         let ours = log.lines().find(|line| line.contains("panicked at"));

@@ -8,7 +8,7 @@ use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::leftovers::Listing;
 use husk_tests::processes::{Role, daemon, find, signal, words};
 use husk_tests::task::Task;
-use husk_tests::wait::{PATIENCE, until, until_true};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until, until_true};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -61,7 +61,7 @@ fn gives_up(mut client: Child) -> Result<()> {
 /// As `nothing_left`, but the daemon has another number now.
 fn nothing_left_but_the_daemon(before: &Listing) -> Result<()> {
     let mut added = Vec::new();
-    let looked = until_true("all is as before", PATIENCE, || {
+    let looked = until_true("all is as before", CLEAN_UP, || {
         added = Listing::now()?.added_since(before);
         Ok(added.iter().all(|line| line.contains(" containerd --config")))
     });

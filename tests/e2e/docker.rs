@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Finished, Runtime, finish, start};
 use husk_tests::leftovers::{Listing, nothing_left};
-use husk_tests::wait::{PATIENCE, until_true};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until_true};
 use libtest_mimic::Arguments;
 
 use crate::{Case, trials};
@@ -112,7 +112,7 @@ fn leaves_nothing(runtime: Runtime, work: impl FnOnce() -> Result<()>) -> Result
     once(runtime, &[], "true")?.text(0)?;
     let before = Listing::now()?;
     work()?;
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, 2 * CLEAN_UP)
 }
 
 fn run_to_its_end(runtime: Runtime) -> Result<()> {

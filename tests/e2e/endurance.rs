@@ -10,7 +10,7 @@ use husk_tests::containerd::{Finished, Run, Runtime, ctr, finish, spawn};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory, signal};
 use husk_tests::task::Task;
-use husk_tests::wait::{PATIENCE, until_true};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until_true};
 use nix::sys::signal::Signal;
 
 use crate::Case;
@@ -65,7 +65,7 @@ fn cycles(runtime: Runtime) -> Result<()> {
         let victim = Role::ALL.into_iter().nth(numbers.index(4));
         let milliseconds = numbers.below(2500);
         one_cycle(runtime, victim, milliseconds)
-            .and_then(|()| nothing_left(&before, PATIENCE))
+            .and_then(|()| nothing_left(&before, CLEAN_UP))
             .with_context(|| format!("cycle {cycle}: {victim:?} after {milliseconds} ms"))?;
     }
     Run::new(runtime, &["true"]).finish()?.text(0).map(drop)
@@ -131,7 +131,7 @@ fn many_at_once(runtime: Runtime) -> Result<()> {
         ensure!([0, 137].contains(&finished.code), "{finished:?}");
     }
     forget_fifos()?;
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }
 
 /// What the shim, the machine, the file server and the agent have in memory.

@@ -10,7 +10,7 @@ use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, signal};
 use husk_tests::task::Task;
-use husk_tests::wait::{PATIENCE, until};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until};
 use nix::sys::signal::Signal;
 
 use crate::Case;
@@ -110,7 +110,7 @@ fn at(victim: Role, moment: Moment) -> Result<()> {
     ended_badly(child)?;
     drop(task);
     forget_fifos()?;
-    nothing_left(&before, PATIENCE)?;
+    nothing_left(&before, CLEAN_UP)?;
     let seen = events.within(&run.id, Duration::from_secs(1));
     let exits = seen.iter().filter(|topic| *topic == "/tasks/exit").count();
     let wanted = if matches!(moment, Moment::Adding) { 1..=2 } else { 1..=1 };
@@ -129,7 +129,7 @@ pub fn forget_fifos() -> Result<()> {
 /// Waits for a `ctr` that must say that it failed.
 pub fn ended_badly(mut child: Child) -> Result<()> {
     drop(child.stdin.take());
-    let ended = until("ctr ends", PATIENCE, || Ok(child.try_wait()?));
+    let ended = until("ctr ends", CLEAN_UP, || Ok(child.try_wait()?));
     if ended.is_err() {
         let _ = child.kill();
     }
@@ -145,5 +145,5 @@ fn guest(runtime: Runtime) -> Result<()> {
     let line = "sleep 2; echo c > /proc/sysrq-trigger; sleep 1000";
     let finished = Run::shell(runtime, line).flag("--privileged").finish()?;
     ensure!(finished.code == 255, "{finished:?}");
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }

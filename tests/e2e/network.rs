@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, finish};
 use husk_tests::network::{Network, ip, run};
 use husk_tests::task::Task;
+use husk_tests::wait::PATIENCE;
 use serde_json::{Value, json};
 
 use crate::Case;
-use husk_tests::wait::PATIENCE;
 
 pub const CASES: &[Case] = &[
     ("network::bridge", bridge),
@@ -329,7 +329,7 @@ fn laid_by_a_hook(runtime: Runtime) -> Result<()> {
     // The namespace went with the container, and its interface with it.
     let since = Instant::now();
     while std::path::Path::new(&format!("/sys/class/net/{host}")).exists() {
-        ensure!(since.elapsed() < PATIENCE, "{host} is left");
+        ensure!(since.elapsed() < Duration::from_secs(20), "{host} is left");
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())

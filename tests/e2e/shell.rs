@@ -8,7 +8,7 @@ use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::task::Task;
 use husk_tests::terminal::Terminal;
-use husk_tests::wait::{PATIENCE, until_true};
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until_true};
 
 use crate::Case;
 use crate::alone::DropIn;
@@ -65,13 +65,13 @@ fn in_the_guest(runtime: Runtime) -> Result<()> {
     child.kill()?;
     child.wait()?;
     let gone = || Ok(in_guest(&task.id, "ps | grep -c '[s]leep 5353'")?.stdout == b"0\n");
-    until_true("it has ended", PATIENCE, gone)?;
+    until_true("it has ended", CLEAN_UP, gone)?;
     let left = in_guest(&task.id, "ls /run/husk-agent; ls -d /sys/fs/cgroup/shell-* | wc -l")?;
     // The one that looks.
     ensure!(left.stdout.ends_with(b"1\n"), "{left:?}");
-    nothing_left(&before, PATIENCE)?;
+    nothing_left(&before, CLEAN_UP)?;
     drop(task);
-    nothing_left(&whole, PATIENCE)
+    nothing_left(&whole, CLEAN_UP)
 }
 
 fn not_allowed(runtime: Runtime) -> Result<()> {
@@ -98,7 +98,7 @@ fn ends_init(runtime: Runtime) -> Result<()> {
     let seen = events.until(&run.id, "/tasks/delete")?;
     ensure!(seen.iter().filter(|topic| *topic == "/tasks/exit").count() == 1, "{seen:?}");
     drop(events);
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }
 
 /// Nobody in a guest can kill its first process, so it is made to fail: its code is overwritten. The
@@ -119,5 +119,5 @@ fn ends_agent(runtime: Runtime) -> Result<()> {
     ensure!(lost.code == 1 && lost.stderr.contains("panicked"), "{lost:?}");
     finish(child)?.text(255)?;
     ensure!(!task_is(&run.id, "RUNNING"));
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }

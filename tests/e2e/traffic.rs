@@ -11,10 +11,10 @@ use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{DEBIAN, Run, Runtime};
 use husk_tests::network::Network;
 use husk_tests::task::Task;
+use husk_tests::wait::PATIENCE;
 
 use crate::Case;
 use crate::network::{bridge_plugin, bridged, inside, ping, same_as_laid, sleeping, subnet};
-use husk_tests::wait::PATIENCE;
 
 pub const CASES: &[Case] = &[
     ("traffic::both_families_between_containers", both_families),

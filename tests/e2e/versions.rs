@@ -9,11 +9,11 @@ use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::Role;
 use husk_tests::task::Task;
+use husk_tests::wait::CLEAN_UP;
 use libtest_mimic::Arguments;
 
 use crate::faults::strike;
 use crate::{Case, daemon, pods, trials};
-use husk_tests::wait::PATIENCE;
 
 /// The calls of a task by `ctr`, and whole pods.
 const CASES: &[Case] = &[("versions::task", task)];
@@ -86,11 +86,11 @@ fn lost(runtime: Runtime, kill: fn(&str) -> Result<()>) -> Result<()> {
     ensure!(pod.ended(&id)?.exit_code == 255);
     let since = Instant::now();
     while pod.is_ready()? {
-        ensure!(since.elapsed() < PATIENCE, "it is still ready");
+        ensure!(since.elapsed() < CLEAN_UP, "it is still ready");
         std::thread::sleep(Duration::from_millis(100));
     }
     drop(pod);
-    nothing_left(&before, PATIENCE)
+    nothing_left(&before, CLEAN_UP)
 }
 
 /// containerd is killed and comes again: a pod that has no container of its own goes on.

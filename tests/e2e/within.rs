@@ -1,7 +1,7 @@
 //! Cases that share one container for each runtime: what can be seen by a process added to it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{PROBE, Run, Runtime, ctr, finish, spawn};
@@ -106,7 +106,7 @@ fn leaves_a_child(runtime: Runtime) -> Result<()> {
     let since = Instant::now();
     let finished = task.exec(&["sh", "-c", "sleep 1234 & echo left; exit 4"])?;
     ensure!(finished.text(4)? == "left", "{finished:?}");
-    ensure!(since.elapsed() < PATIENCE, "it took {:?}", since.elapsed());
+    ensure!(since.elapsed() < Duration::from_secs(30), "it took {:?}", since.elapsed());
     ensure!(task.shell("ps | grep -c '[s]leep 1234'")? == "1");
     Ok(())
 }

@@ -7,6 +7,9 @@ use anyhow::{Result, bail};
 /// How long what has to come is waited for: much more than an emulated processor of a busy host needs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// In what time everything of a sandbox has gone.
+pub const CLEAN_UP: Duration = Duration::from_secs(30);
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
