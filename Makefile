@@ -9,10 +9,12 @@ CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 programs = target/$(PROFILE)
 guest := target/guest
-static := x86_64-unknown-linux-gnu
 hosted := containerd-shim-husk-v2 husk husk-vmm
+# The kernel and the crates are compiled side by side, where both are asked for.
+guest_goals := guest demo test bench machine
+built := programs $(if $(filter $(guest_goals),$(MAKECMDGOALS)),guest) $(filter bench,$(MAKECMDGOALS))
 
-.PHONY: help tools build vmm guest install uninstall demo test check fuzz bench machine clean
+.PHONY: help tools built build guest install uninstall demo test check fuzz bench machine clean
 
 help:
 	@echo 'make demo      build everything and run a container in a microVM'
@@ -20,31 +22,20 @@ help:
 	@echo 'make guest     the kernel and initial file system of the guest, in $(guest)'
 	@echo 'make install   both, into PREFIX=$(PREFIX) (and settings into /etc/husk)'
 	@echo 'make test      all tests'
-	@echo 'make check     format, lints, licences'
+	@echo 'make check     format, lints, documentation, scripts, spelling, dependencies'
 	@echo 'make fuzz      what hostile guests, agents and files may hold, SECONDS=60 for each target'
 	@echo 'make bench     benchmarks, beside QEMU and runc'
 	@echo 'make machine   a shell in the test machine'
 
 tools:
-	@configuration/guest/install-packages configuration/packages
+	@configuration/guest/install-packages configuration/packages \
+	    $(if $(filter guest,$(built)),configuration/guest/packages)
 	@configuration/install-rust
 
-build: tools vmm
-	@echo 'build: the programs of the host'
-	$(CARGO) build --locked --profile $(PROFILE) -p husk-shim -p husk-runtime --bins
+built: tools
+	@PROFILE='$(PROFILE)' CARGO='$(CARGO)' configuration/build $(built)
 
-vmm: tools
-	@echo 'build: the virtual machine monitor'
-	@# Static: it starts sooner, and needs no file but its own.
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --locked --profile $(PROFILE) --target $(static) -p husk-vmm --bins
-	@install -C -m 755 target/$(static)/$(PROFILE)/husk-vmm $(programs)/husk-vmm
-
-guest: tools
-	@echo 'guest: the kernel (some minutes, once)'
-	@configuration/guest/build-kernel $(guest)/vmlinux
-	@echo 'guest: the agent'
-	@agent=$$(agent/build) && configuration/guest/build-initrd "$$agent" $(guest)/initrd.img
+build guest: built
 
 # Copies only: what is to be installed has been built before, as another user perhaps.
 install:
@@ -67,12 +58,12 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/lib/husk
 
 demo: build guest
-	@HUSK_BIN=$(CURDIR)/$(programs) tests/demo/run
+	@HUSK_BIN='$(CURDIR)/$(programs)' tests/demo/run
 
 test: build guest
 	@tests/run
 
-check: vmm
+check: build
 	@tests/check/run
 
 fuzz: tools
@@ -81,11 +72,7 @@ fuzz: tools
 # What is measured is what is installed where it counts.
 bench: PROFILE = dist
 bench: build guest
-	$(CARGO) build --locked --profile $(PROFILE) -p husk-bench
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --locked --profile $(PROFILE) --target $(static) -p husk-vmm --bins --features unjailed
-	@install -C -m 755 target/$(static)/$(PROFILE)/husk-vmm $(programs)/husk-vmm-unjailed
-	@HUSK_BIN=$(CURDIR)/$(programs) tests/bench/run
+	@HUSK_BIN='$(CURDIR)/$(programs)' tests/bench/run
 
 machine: build guest
 	@tests/machine/run

@@ -11,14 +11,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
-use containerd_shim::{Flags, StartOpts};
 use containerd_shim_protos::TASK_API_VERSION;
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use husk_runtime::spec::sandbox_of;
 use protobuf::Message;
 use serde::Deserialize;
 
 use crate::address::socket_path;
+use crate::arguments::{Flags, StartOptions};
 use crate::daemon;
 
 /// More than any daemon sends.
@@ -90,25 +90,25 @@ fn read_input() -> std::io::Result<Vec<u8>> {
 
 /// The options of the start, from the input if it is a bootstrap message for this very start (older
 /// daemons send the runtime's options there, which may happen to look like one), else from the flags.
-fn options(input: &[u8], flags: &Flags) -> (StartOpts, Protocol) {
+fn options(input: &[u8], flags: &Flags) -> (StartOptions, Protocol) {
     let params = BootstrapParams::parse_from_bytes(input)
         .ok()
         .filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace);
     match params {
         Some(params) => {
-            let mut options = StartOpts::from(params);
+            let mut options = StartOptions::from(params);
             options.debug |= flags.debug;
             (options, Protocol::Bootstrap)
         }
         None => {
-            let options = StartOpts {
+            let options = StartOptions {
                 id: flags.id.clone(),
                 namespace: flags.namespace.clone(),
                 address: flags.address.clone(),
                 publish_binary: flags.publish_binary.clone(),
                 ttrpc_address: std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
                 debug: flags.debug,
-                ..StartOpts::default()
+                ..StartOptions::default()
             };
             (options, Protocol::Plain)
         }

@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
 
 use anyhow::Context;
-use containerd_shim::StartOpts;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -18,11 +17,17 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getppid, setsid};
 
+use crate::arguments::StartOptions;
+
 /// Where the shim finds its listening socket.
 const LISTENER: RawFd = 3;
 
 /// Spawns the shim in the bundle's folder, with the listening socket; returns its process id.
-pub fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> anyhow::Result<Pid> {
+pub fn spawn(
+    options: &StartOptions,
+    address: &str,
+    listener: &UnixListener,
+) -> anyhow::Result<Pid> {
     let program = std::env::current_exe().context("the shim's own program")?;
     let program = CString::new(program.into_os_string().into_vec())?;
     let mut arguments = vec![program.clone()];

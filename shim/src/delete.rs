@@ -4,7 +4,6 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use containerd_shim::{Flags, StartOpts};
 use containerd_shim_protos::api::DeleteResponse;
 use husk_runtime::state;
 use nix::mount::{MntFlags, umount2};
@@ -12,6 +11,7 @@ use protobuf::Message;
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use crate::address::socket_path;
+use crate::arguments::{Flags, StartOptions};
 
 /// As if killed: nobody saw how the process ended.
 const KILLED: u32 = 128 + 9;
@@ -20,7 +20,7 @@ const KILLED: u32 = 128 + 9;
 fn remove_socket(flags: &Flags, bundle: &Path) {
     let address = std::fs::read_to_string(bundle.join("address")).unwrap_or_else(|_| {
         let (namespace, address) = (flags.namespace.clone(), flags.address.clone());
-        StartOpts { namespace, address, ..StartOpts::default() }.socket_address(&flags.id)
+        StartOptions { namespace, address, ..StartOptions::default() }.socket_address(&flags.id)
     });
     let path = socket_path(&address);
     // One that answers is another's: this container has joined its sandbox.

@@ -6,6 +6,7 @@
 //! ([`delete`]); `-info` says what the runtime is ([`info`]).
 
 mod address;
+mod arguments;
 mod boot;
 mod bootstrap;
 mod daemon;
@@ -20,6 +21,7 @@ mod service;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use arguments::Flags;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[std::ffi::OsString]) -> anyhow::Result<()> {
-    let flags = containerd_shim::parse(arguments)?;
+    let flags = Flags::parse(arguments)?;
     if flags.version {
         println!("containerd-shim-husk-v2:");
         println!("  Version:  {}", env!("CARGO_PKG_VERSION"));

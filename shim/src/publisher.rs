@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
-use containerd_shim::event::Event;
 use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
+};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::context::with_duration;
@@ -22,6 +25,32 @@ const TRIES: u32 = 5;
 
 /// How long containerd may take to accept one.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A message that containerd publishes under a topic of its own.
+pub trait Event: MessageDyn {
+    /// The topic, by which containerd and its clients filter.
+    const TOPIC: &str;
+}
+
+macro_rules! events {
+    ($($message:ty => $topic:literal),* $(,)?) => {
+        $(impl Event for $message {
+            const TOPIC: &str = $topic;
+        })*
+    };
+}
+
+events! {
+    TaskCreate => "/tasks/create",
+    TaskStart => "/tasks/start",
+    TaskExecAdded => "/tasks/exec-added",
+    TaskExecStarted => "/tasks/exec-started",
+    TaskPaused => "/tasks/paused",
+    TaskResumed => "/tasks/resumed",
+    TaskOOM => "/tasks/oom",
+    TaskExit => "/tasks/exit",
+    TaskDelete => "/tasks/delete",
+}
 
 enum Item {
     Event(Box<Envelope>),
@@ -45,7 +74,7 @@ impl Publisher {
     }
 
     /// Queues an event.
-    pub fn publish(&self, event: impl Event + 'static) {
+    pub fn publish<E: Event>(&self, event: E) {
         let descriptor = event.descriptor_dyn();
         let mut any = Any::new();
         descriptor.full_name().clone_into(&mut any.type_url);
@@ -55,7 +84,7 @@ impl Publisher {
         let envelope = Envelope {
             timestamp: Some(Timestamp::now()).into(),
             namespace: self.namespace.clone(),
-            topic: event.topic(),
+            topic: E::TOPIC.to_owned(),
             event: Some(any).into(),
             ..Envelope::default()
         };

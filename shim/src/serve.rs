@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use containerd_shim::Flags;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
@@ -27,6 +26,7 @@ use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::address::socket_path;
+use crate::arguments::Flags;
 use crate::boot::{Blank, Booter};
 use crate::publisher::Publisher;
 use crate::service::{Announcer, Handle, SandboxHandle, SandboxService, TaskService};

@@ -2,13 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -34,7 +35,7 @@ pub enum PacketError {
 impl PacketError {
     /// Whether a non-blocking socket merely has nothing (or no room) now.
     pub fn is_would_block(&self) -> bool {
-        matches!(self, Self::Socket(Errno::EAGAIN))
+        matches!(self, Self::Socket(Errno::AGAIN))
     }
 }
 
@@ -58,7 +59,7 @@ impl<T> Packet<T> {
 
 /// A connected pair of control sockets, both closed on exec.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), PacketError> {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(PacketError::Socket)
 }
 
@@ -72,19 +73,15 @@ pub fn send<T: Serialize>(
     if text.len() > MAX_PACKET || descriptors.len() > MAX_DESCRIPTORS {
         return Err(PacketError::TooLarge);
     }
-    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        // The space is enough for as many as were checked for above.
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
     loop {
-        let sent = sendmsg::<()>(
-            socket.as_fd().as_raw_fd(),
-            &[IoSlice::new(&text)],
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        );
-        match sent {
-            Err(Errno::EINTR) => {}
+        match sendmsg(&socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
             Err(errno) => return Err(PacketError::Socket(errno)),
             // A sequenced packet goes whole or not at all.
             Ok(_) => return Ok(()),
@@ -100,8 +97,8 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<Packet<T
     let received = loop {
         let mut slices = [IoSliceMut::new(&mut text)];
         match recvmsg(socket.as_fd(), &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(PacketError::Socket(Errno::from_raw(errno.raw_os_error()))),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(PacketError::Socket(errno)),
             Ok(received) => break received,
         }
     };
@@ -153,7 +150,7 @@ mod tests {
     #[test]
     fn refuses_what_is_no_message() {
         let (a, b) = socket_pair().unwrap();
-        nix::unistd::write(&a, b"{\"event\":{\"teapot\":{}}}").unwrap();
+        rustix::io::write(&a, b"{\"event\":{\"teapot\":{}}}").unwrap();
         assert!(matches!(receive::<MachineMessage>(&b), Err(PacketError::Json(_))));
     }
 
@@ -162,10 +159,12 @@ mod tests {
         use std::io::Read;
         let (a, b) = socket_pair().unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let many = vec![writer.as_raw_fd(); MAX_DESCRIPTORS + 6];
-        let rights = [ControlMessage::ScmRights(&many)];
-        let text = [IoSlice::new(b"1")];
-        sendmsg::<()>(a.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).unwrap();
+        let many = [writer.as_fd(); MAX_DESCRIPTORS + 6];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 6))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        assert!(rights.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(&a, &[IoSlice::new(b"1")], &mut rights, SendFlags::empty()).unwrap();
         drop(writer);
         assert!(matches!(receive::<u64>(&b), Err(PacketError::TooLarge)));
         // Would wait for ever if somebody held the other end.
@@ -177,7 +176,7 @@ mod tests {
         let (a, b) = socket_pair().unwrap();
         let long = "x".repeat(MAX_PACKET);
         assert!(matches!(send(&a, &long, &[]), Err(PacketError::TooLarge)));
-        nix::unistd::write(&a, &vec![b'1'; MAX_PACKET + 1]).unwrap();
+        rustix::io::write(&a, &vec![b'1'; MAX_PACKET + 1]).unwrap();
         assert!(matches!(receive::<u64>(&b), Err(PacketError::TooLarge)));
     }
 }
