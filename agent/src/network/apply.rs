@@ -315,8 +315,7 @@ mod tests {
     /// In a thread with a network namespace of its own, with one more device.
     fn with_device(work: impl FnOnce(&mut Netlink, Device) + Send) {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: namespaces need root");
-            return;
+            return husk_skip::skipped("namespaces need root");
         }
         let work = || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();

@@ -253,9 +253,9 @@ mod tests {
 
     #[test]
     fn what_is_asked_is_answered_while_the_port_is_free() {
-        let apart = std::thread::spawn(|| {
+        let apart = husk_skip::spawn(|| {
             if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-                return eprintln!("skipped: namespaces need root");
+                return husk_skip::skipped("namespaces need root");
             }
             super::super::loopback_up().unwrap();
             let folder = tempfile::tempdir().unwrap();
@@ -266,7 +266,7 @@ mod tests {
             runtime.block_on(async {
                 let host = Host::Directory(folder.path().to_owned());
                 if let Err(error) = serve(&host, 7).await {
-                    return eprintln!("skipped: {error}");
+                    return husk_skip::skipped(error);
                 }
                 // A container's own name server.
                 let _own = UdpSocket::bind("0.0.0.0:53").await.unwrap();

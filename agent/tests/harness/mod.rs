@@ -34,7 +34,7 @@ pub fn skip() -> bool {
         .is_ok_and(|s| s.lines().any(|l| l.starts_with("Uid:\t0\t")));
     let able = root && Path::new(BUSYBOX).exists();
     if !able {
-        eprintln!("skipped: needs root and {BUSYBOX} (package busybox-static)");
+        husk_skip::skipped(format_args!("needs root and {BUSYBOX} (package busybox-static)"));
     }
     !able
 }

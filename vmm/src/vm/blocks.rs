@@ -198,8 +198,7 @@ mod tests {
     #[test]
     fn blocks_are_in_the_map_while_they_are_plugged() {
         let Ok(file) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else {
-            eprintln!("skipped: no /dev/kvm");
-            return;
+            return husk_skip::skipped("no /dev/kvm");
         };
         let vm = Kvm::new(file.into()).unwrap().create_vm(InterruptChips::None).unwrap();
         let live = LiveMemory::new(memory(1));

@@ -237,13 +237,7 @@ pub fn is_root() -> bool {
     // SAFETY: takes nothing, gives a number.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        skipped("needs root");
+        husk_skip::skipped("needs root");
     }
     root
-}
-
-/// Says so where the test runner does not swallow it.
-pub fn skipped(reason: &str) {
-    let test = std::thread::current().name().unwrap_or_default().to_owned();
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use tempfile::tempdir;
 
-use crate::client::{Server, is_root, skipped, word};
+use crate::client::{Server, is_root, word};
 use crate::mounts::{mount, private_mounts};
 
 /// Carries messages between the kernel and one channel, as the machine does for a guest.
@@ -113,7 +113,7 @@ fn a_shell_works_in_the_folder() {
         return;
     }
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        return skipped("/dev/fuse does not open here");
+        return husk_skip::skipped("/dev/fuse does not open here");
     }
     private_mounts();
     let folder = tempdir().unwrap();

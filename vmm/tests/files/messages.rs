@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tempfile::tempdir;
 
-use crate::client::{Client, Server, is_root, long, longs, skipped, terminated, word, words};
+use crate::client::{Client, Server, is_root, long, longs, terminated, word, words};
 
 const ROOT: u64 = 1;
 const FILE: u32 = libc::S_IFREG;
@@ -327,7 +327,7 @@ fn extended_attributes_and_temporary_files() {
     let mut body = words(&[(libc::O_RDWR | libc::O_TMPFILE).cast_unsigned(), FILE | 0o640, 0, 0]);
     body.extend(terminated("#1"));
     let answer = match client.call(51, ROOT, &body) {
-        Err(libc::EOPNOTSUPP) => return skipped("no O_TMPFILE here"),
+        Err(libc::EOPNOTSUPP) => return husk_skip::skipped("no O_TMPFILE here"),
         answer => answer.unwrap(),
     };
     let (node, handle) = (long(&answer, 0), long(&answer, 128));
@@ -343,7 +343,7 @@ fn extended_attributes_and_temporary_files() {
         client.call(21, node, &body)
     };
     match set(&mut client, "user.colour", b"red") {
-        Err(libc::EOPNOTSUPP) => return skipped("no user xattrs here"),
+        Err(libc::EOPNOTSUPP) => return husk_skip::skipped("no user xattrs here"),
         result => result.unwrap(),
     };
     let mut get = words(&[0, 0]);

@@ -13,9 +13,9 @@ mod walls;
 
 fn no_root() -> bool {
     // SAFETY: takes nothing.
-    let skipped = unsafe { libc::geteuid() } != 0;
-    if skipped {
-        eprintln!("SKIPPED: the jail needs root");
+    let no_root = unsafe { libc::geteuid() } != 0;
+    if no_root {
+        husk_skip::skipped("the jail needs root");
     }
-    skipped
+    no_root
 }

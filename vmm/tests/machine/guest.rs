@@ -122,7 +122,7 @@ pub fn kvm() -> Option<OwnedFd> {
     match file {
         Ok(file) => Some(file.into()),
         Err(error) => {
-            eprintln!("SKIPPED: /dev/kvm: {error}");
+            husk_skip::skipped(format_args!("/dev/kvm: {error}"));
             None
         }
     }

@@ -11,11 +11,11 @@ use super::guest::{self, Machine, kernel};
 /// A queue of a tap that is nobody else's, in a network namespace that goes with it; none if that is
 /// not allowed here.
 fn tap() -> Option<OwnedFd> {
-    let thread = std::thread::spawn(|| {
+    let thread = husk_skip::spawn(|| {
         // SAFETY: takes a number; only this thread leaves its namespace.
         let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         if left != 0 || !Path::new("/dev/net/tun").exists() {
-            eprintln!("SKIPPED: no network namespace, or no /dev/net/tun");
+            husk_skip::skipped("no network namespace, or no /dev/net/tun");
             return None;
         }
         let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();

@@ -34,7 +34,7 @@ impl Own {
         match heard.recv().unwrap() {
             Some(path) => Some(Self { path, _end: end }),
             None => {
-                eprintln!("skipped: namespaces need root");
+                husk_skip::skipped("namespaces need root");
                 None
             }
         }

@@ -620,12 +620,11 @@ mod real {
 
     /// Does `work` where there are no other interfaces, if that is allowed.
     fn apart(work: impl FnOnce() + Send + 'static) {
-        let thread = std::thread::spawn(move || {
+        let thread = husk_skip::spawn(move || {
             // SAFETY: takes a number; only this thread leaves its namespace.
             let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
             if left != 0 || !std::path::Path::new("/dev/net/tun").exists() {
-                eprintln!("SKIPPED: no network namespace, or no /dev/net/tun");
-                return;
+                return husk_skip::skipped("no network namespace, or no /dev/net/tun");
             }
             work();
         });
@@ -827,7 +826,7 @@ mod real {
     fn the_kernel_carries_frames() {
         let vhost = || File::options().read(true).write(true).open("/dev/vhost-net");
         if vhost().is_err() {
-            return eprintln!("SKIPPED: no /dev/vhost-net");
+            return husk_skip::skipped("no /dev/vhost-net");
         }
         apart(move || {
             let tap = Tap::new(queue(FLAGS), false).unwrap();
