@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Functions that write a cpio archive (newc) to stdout, member by member, the same
 # bytes for the same input and without privilege. To be sourced.
 
