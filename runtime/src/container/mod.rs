@@ -11,8 +11,7 @@
 //!      └────────────────killed──────────────▲
 //! ```
 //!
-//! An exec'd process exists for containerd before it exists in the guest: it is [`process::Added`]
-//! until it is started.
+//! An exec'd process exists for containerd before it exists in the guest; [`exec`] has its states.
 
 #[expect(clippy::module_inception, reason = "a container is what the folder is about")]
 mod container;
