@@ -28,9 +28,9 @@ help:
 	@echo 'make machine   a shell in the test machine'
 
 tools:
-	@configuration/guest/install-packages configuration/packages \
+	@configuration/step packages configuration/guest/install-packages configuration/packages \
 	    $(if $(filter guest,$(built)),configuration/guest/packages)
-	@configuration/install-rust
+	@configuration/step rust configuration/install-rust
 
 built: tools
 	@PROFILE='$(PROFILE)' CARGO='$(CARGO)' configuration/build $(built)
