@@ -7,6 +7,8 @@ PROFILE ?= release
 CARGO ?= cargo
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# Over what a caller's own Cargo configuration says.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
 programs = target/$(PROFILE)
 guest := target/guest
 hosted := containerd-shim-husk-v2 husk husk-vmm
@@ -28,6 +30,8 @@ help:
 	@echo 'make machine   a shell in the test machine'
 
 tools:
+	@# By name of the shell: on a file system mounted with noexec it says so.
+	@bash configuration/preflight $(MAKECMDGOALS)
 	@configuration/step packages configuration/guest/install-packages configuration/packages \
 	    $(if $(filter guest,$(built)),configuration/guest/packages)
 	@configuration/step rust configuration/install-rust
@@ -42,23 +46,23 @@ install:
 	@for file in $(addprefix $(programs)/,$(hosted)) $(guest)/vmlinux $(guest)/initrd.img; do \
 	    [ -e "$$file" ] || { echo "install: $$file is missing; run \`make build guest\` first" >&2; exit 1; }; \
 	done
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/husk $(DESTDIR)/etc/husk
-	install -m 755 $(addprefix $(programs)/,$(hosted)) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 $(guest)/vmlinux $(guest)/initrd.img $(DESTDIR)$(PREFIX)/lib/husk
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/husk' '$(DESTDIR)/etc/husk'
+	install -m 755 $(addprefix $(programs)/,$(hosted)) '$(DESTDIR)$(PREFIX)/bin'
+	install -m 644 $(guest)/vmlinux $(guest)/initrd.img '$(DESTDIR)$(PREFIX)/lib/husk'
 	@# Settings that someone has changed stay; the shipped ones name where things were put.
-	@if [ -e $(DESTDIR)/etc/husk/husk.toml ]; then \
+	@if [ -e '$(DESTDIR)/etc/husk/husk.toml' ]; then \
 	    echo 'install: /etc/husk/husk.toml is there already and stays as it is'; \
 	else \
-	    sed 's|^#\(.*"\)/usr/local/|\1$(PREFIX)/|' configuration/husk.toml >$(DESTDIR)/etc/husk/husk.toml; \
+	    sed 's|^#\(.*"\)/usr/local/|\1$(PREFIX)/|' configuration/husk.toml >'$(DESTDIR)/etc/husk/husk.toml'; \
 	    echo 'install: /etc/husk/husk.toml'; \
 	fi
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(hosted))
-	rm -rf $(DESTDIR)$(PREFIX)/lib/husk
+	@for file in $(hosted); do rm -f '$(DESTDIR)$(PREFIX)/bin/'"$$file"; done
+	rm -rf '$(DESTDIR)$(PREFIX)/lib/husk'
 
 demo: build guest
-	@HUSK_BIN='$(CURDIR)/$(programs)' tests/demo/run
+	@HUSK_BIN="$$PWD/$(programs)" tests/demo/run
 
 test: build guest
 	@tests/run
@@ -72,7 +76,7 @@ fuzz: tools
 # What is measured is what is installed where it counts.
 bench: PROFILE = dist
 bench: build guest
-	@HUSK_BIN='$(CURDIR)/$(programs)' tests/bench/run
+	@HUSK_BIN="$$PWD/$(programs)" tests/bench/run
 
 machine: build guest
 	@tests/machine/run
