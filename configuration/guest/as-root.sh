@@ -8,9 +8,11 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
     elif command -v sudo >/dev/null; then
+        # By a shell: env takes a path with `=` for a variable.
+        # shellcheck disable=SC2016 # for that shell
         sudo env ${HUSK_CACHE:+"HUSK_CACHE=$HUSK_CACHE"} ${TMPDIR:+"TMPDIR=$TMPDIR"} \
             ${http_proxy:+"http_proxy=$http_proxy"} ${https_proxy:+"https_proxy=$https_proxy"} \
-            ${no_proxy:+"no_proxy=$no_proxy"} "$@"
+            ${no_proxy:+"no_proxy=$no_proxy"} sh -c 'exec "$0" "$@"' "$@"
     else
         echo "cannot run $1 as root: there is no sudo here; install it, or run this as root" >&2
         return 1
