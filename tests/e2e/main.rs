@@ -27,6 +27,7 @@ mod userland;
 mod versions;
 mod within;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,11 @@ use anyhow::{Context, ensure};
 use husk_tests::containerd::Runtime;
 use libtest_mimic::{Arguments, Trial};
 
-/// What is said of a row that takes longer, for whoever wants a quicker suite.
-const SLOW: Duration = Duration::from_secs(30);
+/// How many of the slowest rows are listed at the end of a run.
+const SLOWEST: usize = 20;
+
+/// How long each row of this run took, its second try included.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// One row: a name and what must hold on the given runtime.
 type Case = (&'static str, fn(Runtime) -> anyhow::Result<()>);
@@ -63,17 +67,39 @@ fn trials(cases: &[Case], runtimes: &[Runtime]) -> Vec<Trial> {
         for runtime in runtimes {
             let (name, check, runtime) = (*name, *check, *runtime);
             trials.push(Trial::test(format!("{}::{name}", runtime.name()), move || {
+                let row = format!("{}::{name}", runtime.name());
                 let since = Instant::now();
-                let result = twice(&format!("{}::{name}", runtime.name()), || check(runtime));
-                if since.elapsed() > SLOW {
-                    let seconds = since.elapsed().as_secs();
-                    eprintln!("slow: {}::{name} took {seconds} s", runtime.name());
-                }
+                let result = twice(&row, || check(runtime));
+                took(row, since.elapsed());
                 result.map_err(|error| format!("{error:#}").into())
             }));
         }
     }
     trials
+}
+
+/// Prints how long a row took, and keeps it for [`print_times`].
+fn took(row: String, time: Duration) {
+    eprintln!("time: {row} {:.1}", time.as_secs_f32());
+    if let Ok(mut times) = TIMES.lock() {
+        times.push((time, row));
+    }
+}
+
+/// Prints the slowest rows of this run, and how long all of them took together.
+fn print_times(since: Instant) {
+    let Ok(mut times) = TIMES.lock() else { return };
+    times.sort_by(|one, other| other.cmp(one));
+    for (time, row) in times.iter().take(SLOWEST) {
+        eprintln!("slow: {row} took {:.1} s", time.as_secs_f32());
+    }
+    let sum: Duration = times.iter().map(|(time, _)| *time).sum();
+    eprintln!(
+        "times: {} rows took {:.0} s together, within {:.0} s",
+        times.len(),
+        sum.as_secs_f32(),
+        since.elapsed().as_secs_f32()
+    );
 }
 
 /// The part of all cases that this run is to do: with `HUSK_SHARE=1/2` every other one, for a second
@@ -87,6 +113,7 @@ fn share(cases: &[&[Case]]) -> anyhow::Result<Vec<Case>> {
 }
 
 fn main() -> anyhow::Result<()> {
+    let since = Instant::now();
     let both = [Runtime::Runc, Runtime::Husk];
     let mut arguments = Arguments::from_args();
     if let Some(folder) = versions::folder() {
@@ -132,6 +159,7 @@ fn main() -> anyhow::Result<()> {
     ])?;
     last.extend(trials(&husk, &[Runtime::Husk]));
     let second = libtest_mimic::run(&arguments, last);
+    print_times(since);
     if first.has_failed() || second.has_failed() {
         std::process::exit(101);
     }
