@@ -197,6 +197,15 @@ fn deal(groups: Vec<Group>, machines: usize) -> Vec<Vec<Group>> {
     dealt
 }
 
+/// Ends what rows have shared.
+fn end_shared() {
+    std::thread::scope(|scope| {
+        for runtime in [Runtime::Runc, Runtime::Husk, Runtime::HuskSandbox] {
+            scope.spawn(move || shared::end(runtime));
+        }
+    });
+}
+
 fn main() -> anyhow::Result<()> {
     let since = Instant::now();
     let mut arguments = Arguments::from_args();
@@ -212,10 +221,10 @@ fn main() -> anyhow::Result<()> {
         groups.into_iter().flat_map(|group| trials(&group.cases, group.runtimes)).collect()
     };
     let first = libtest_mimic::run(&arguments, of(beside));
-    BOTH.iter().copied().for_each(shared::end);
+    end_shared();
     arguments.test_threads = Some(1);
     let second = libtest_mimic::run(&arguments, of(alone));
-    BOTH.iter().copied().for_each(shared::end);
+    end_shared();
     print_times(since);
     if first.has_failed() || second.has_failed() {
         std::process::exit(101);

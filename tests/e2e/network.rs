@@ -79,7 +79,15 @@ pub fn inside(network: &Network, run: Run) -> Run {
 /// What the container sees is what was laid: compared with the namespace's own listing.
 pub fn same_as_laid(network: &Network, task: &Task, interface: &str) -> Result<()> {
     let laid: Value = serde_json::from_str(&network.ip(&["-j", "addr", "show", interface])?)?;
-    let seen = task.shell(&format!("cat /sys/class/net/{interface}/address; cat /sys/class/net/{interface}/mtu; ip addr show {interface}"))?;
+    // In one process: each takes a second or two.
+    let look = format!(
+        "cat /sys/class/net/{interface}/address /sys/class/net/{interface}/mtu; \
+         ip addr show {interface}; \
+         for family in -4 -6; do echo ----; ip $family route show dev {interface}; done"
+    );
+    let all = task.shell(&look)?;
+    let mut parts = all.split("----");
+    let seen = parts.next().context("nothing")?;
     let mut lines = seen.lines();
     ensure!(lines.next() == laid[0]["address"].as_str(), "{seen}\n{laid}");
     let mtu = lines.next().and_then(|line| line.parse::<u64>().ok());
@@ -94,12 +102,12 @@ pub fn same_as_laid(network: &Network, task: &Task, interface: &str) -> Result<(
     // Written differently, so counted: all but what each kernel makes for itself.
     for family in ["-4", "-6"] {
         let laid = network.ip(&[family, "route", "show", "dev", interface])?;
-        let seen =
-            task.shell(&format!("ip {family} route show dev {interface} | grep -v ^multicast"))?;
-        let laid = laid.lines().filter(|line| !line.starts_with("multicast"));
+        let seen = parts.next().with_context(|| format!("no routes {family} in {all}"))?;
+        let own = |line: &&str| !line.is_empty() && !line.starts_with("multicast");
+        let (laid, seen) = (laid.lines().filter(own), seen.lines().filter(own));
         ensure!(
-            laid.clone().count() == seen.lines().count(),
-            "{seen}\n{:?}",
+            laid.clone().count() == seen.clone().count(),
+            "{all}\n{:?}",
             laid.collect::<Vec<_>>()
         );
     }
@@ -111,7 +119,13 @@ pub fn sleeping(network: &Network, runtime: Runtime) -> Result<Task> {
 }
 
 pub fn ping(task: &Task, flags: &str, to: &str) -> Result<()> {
-    task.shell(&format!("ping -c 2 -w 20 {flags} {to}")).map(drop)
+    pings(task, &[(flags, to)])
+}
+
+/// Several, one after the other, by one process.
+pub fn pings(task: &Task, wanted: &[(&str, &str)]) -> Result<()> {
+    let line = |(flags, to): &(&str, &str)| format!("ping -c 2 -w 20 {flags} {to}");
+    task.shell(&wanted.iter().map(line).collect::<Vec<_>>().join(" && ")).map(drop)
 }
 
 fn bridge(runtime: Runtime) -> Result<()> {
@@ -119,9 +133,8 @@ fn bridge(runtime: Runtime) -> Result<()> {
     let task = &shared.task;
     same_as_laid(&shared.network, task, "eth0")?;
     let gateway = format!("{}.1", subnet(ON_A_BRIDGE, runtime));
-    ping(task, "", &gateway)?;
-    ping(task, "-s 60000", &gateway)?;
-    ping(task, "-6", &format!("fd00:{}:{ON_A_BRIDGE}::1", runtime as u8 + 1))?;
+    let sixth = format!("fd00:{}:{ON_A_BRIDGE}::1", runtime as u8 + 1);
+    pings(task, &[("", &gateway), ("-s 60000", &gateway), ("-6", &sixth)])?;
     // And from the host.
     let own = format!("{}.2", subnet(ON_A_BRIDGE, runtime));
     run("busybox", &["ping", "-c", "2", "-w", "20", &own]).map(drop)

@@ -15,7 +15,7 @@ use husk_tests::wait::PATIENCE;
 
 use crate::Case;
 use crate::laid::{BRIDGED, ON_A_BRIDGE, ON_TWO_BRIDGES, TWO};
-use crate::network::{bridge_plugin, bridged, inside, ping, same_as_laid, subnet};
+use crate::network::{bridge_plugin, bridged, inside, ping, pings, same_as_laid, subnet};
 
 pub const CASES: &[Case] = &[
     ("traffic::both_families_between_containers", both_families),
@@ -137,13 +137,11 @@ impl Drop for Echo {
 
 /// Packets of every length that the MTU makes of 60,000 bytes.
 fn mtu(runtime: Runtime, task: &Task, case: u8, mtu: u32) -> Result<()> {
-    for to in [format!("{}.1", subnet(case, runtime)), format!("{}:1", subnet_v6(case, runtime))] {
-        ping(task, "-s 60000", &to)?;
-        // The largest that passes whole.
-        let header = if to.contains(':') { 48 } else { 28 };
-        ping(task, &format!("-s {}", mtu - header), &to)?;
-    }
-    Ok(())
+    let to = [format!("{}.1", subnet(case, runtime)), format!("{}:1", subnet_v6(case, runtime))];
+    // The largest that pass whole.
+    let whole = [28, 48].map(|header| format!("-s {}", mtu - header));
+    let many = "-s 60000";
+    pings(task, &[(many, &to[0]), (&whole[0], &to[0]), (many, &to[1]), (&whole[1], &to[1])])
 }
 
 fn mtu_1500(runtime: Runtime) -> Result<()> {

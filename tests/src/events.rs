@@ -52,14 +52,14 @@ impl Events {
         Ok(following)
     }
 
-    /// The topics of the container's events up to the last one wanted.
+    /// The topics of the events of a container's task up to the last one wanted.
     pub fn until(&mut self, id: &str, last: &str) -> Result<Vec<String>> {
         let mut seen = Vec::new();
         loop {
             let Ok(event) = self.events.recv_timeout(PATIENCE) else {
                 bail!("no {last} after {seen:?}")
             };
-            if event.id != id {
+            if event.id != id || !event.topic.starts_with("/tasks/") {
                 continue;
             }
             let ended = event.topic == last;
