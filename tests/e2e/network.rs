@@ -9,7 +9,7 @@ use husk_tests::client;
 use husk_tests::containerd::{Run, Runtime, finish, spawn};
 use husk_tests::network::{Network, ip, run};
 use husk_tests::task::Task;
-use husk_tests::wait::PATIENCE;
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until_true};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -416,14 +416,19 @@ fn namespace_left_as_it_was(runtime: Runtime) -> Result<()> {
             for pid in ours {
                 run("kill", &["-9", pid])?;
             }
-            task.becomes("STOPPED").or_else(|error| {
-                // A task whose shim was killed is gone from the list at once.
-                if client::task(&task.id).is_ok() { Err(error) } else { Ok(()) }
+            // A task whose shim was killed is gone at once.
+            until_true("the task has ended", PATIENCE, || {
+                Ok(client::task_is(&task.id, "STOPPED") || client::is_gone(&task.id))
             })?;
         }
         drop(task);
-        ensure!(network.disciplines()?.is_empty(), "{victim}: {}", network.disciplines()?);
-        ensure!(listing()? == before, "{victim}: {}", listing()?);
+        // What ends in order has gone when the call returns.
+        let patience = if victim.is_empty() { Duration::ZERO } else { CLEAN_UP };
+        let as_before = until_true("the namespace is as before", patience, || {
+            Ok(network.disciplines()?.is_empty() && listing()? == before)
+        });
+        as_before
+            .with_context(|| format!("{victim}: {:?} {:?}", network.disciplines(), listing()))?;
     }
     Ok(())
 }

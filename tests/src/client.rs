@@ -98,6 +98,13 @@ pub fn task_is(id: &str, status: &str) -> bool {
     task(id).is_ok_and(|task| Some(task.status()) == wanted)
 }
 
+/// Returns whether containerd has no task of that container.
+pub fn is_gone(id: &str) -> bool {
+    task(id).is_err_and(|error| {
+        error.downcast_ref::<tonic::Status>().is_some_and(|status| status.code() == Code::NotFound)
+    })
+}
+
 /// Kills a container's task and removes it, as `ctr task delete --force` does.
 pub fn end_task(id: &str) -> Result<()> {
     let folder = task(id).ok().and_then(|task| fifo_folder(&task));
