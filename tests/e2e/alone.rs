@@ -7,25 +7,28 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, ctr, finish};
+use husk_tests::client;
+use husk_tests::containerd::{Run, Runtime, finish, first_of};
 use husk_tests::cri::{Inside, Pod, Wanted};
 use husk_tests::leftovers::{Listing, Memory, nothing_left};
 use husk_tests::task::Task;
 use husk_tests::wait::{PATIENCE, until_true};
 use k8s_cri::v1::LinuxContainerResources;
 
-use crate::Case;
 use crate::endurance::number;
+use crate::{Case, within};
 
 pub const CASES: &[Case] = &[
     ("alone::four_at_once_then_many_in_a_row", four_then_many),
     ("alone::nothing_left_after_a_failed_create", after_a_failed_create),
 ];
 
+/// What only a microVM has, and can be looked at beside others.
+pub const HUSK_CASES_BESIDE: &[Case] =
+    &[("alone::own_kernel", own_kernel), ("alone::limits_make_the_machine_larger", larger_machine)];
+
 /// What only a microVM can do wrong.
 pub const HUSK_CASES: &[Case] = &[
-    ("alone::own_kernel", own_kernel),
-    ("alone::limits_make_the_machine_larger", larger_machine),
     ("alone::limits_resize_the_machine", resized_machine),
     ("alone::paused_processors_stand_still", paused_processors),
     ("alone::guest_panics", guest_panics),
@@ -41,7 +44,7 @@ const CLEAN_UP: Duration = Duration::from_secs(10);
 
 fn four_then_many(runtime: Runtime) -> Result<()> {
     // Once before, so that what is made once and stays (images' snapshots, caches) is there.
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let (before, memory) = (Listing::now()?, Memory::now()?);
     let runs: Vec<Run> =
         (0..4).map(|n| Run::shell(runtime, &format!("sleep 1; echo {n}; exit {n}"))).collect();
@@ -50,12 +53,12 @@ fn four_then_many(runtime: Runtime) -> Result<()> {
         drop(child.stdin.take());
         ensure!(finish(child)?.text(number)? == number.to_string());
     }
-    for number in 0..number("HUSK_IN_A_ROW", 8)? {
+    for number in 0..number("HUSK_IN_A_ROW", 4)? {
         let text = Run::shell(runtime, &format!("echo {number}")).finish()?.text(0)?;
         ensure!(text == number.to_string(), "{text}");
     }
     nothing_left(&before, CLEAN_UP)?;
-    // A leaked guest is more, and so are eight leaked shims.
+    // A leaked guest is more, and so are as many leaked shims.
     let mut now = memory.clone();
     let back = until_true("the memory is back", CLEAN_UP, || {
         now = Memory::now()?;
@@ -65,14 +68,14 @@ fn four_then_many(runtime: Runtime) -> Result<()> {
 }
 
 fn after_a_failed_create(runtime: Runtime) -> Result<()> {
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let before = Listing::now()?;
     Run::new(runtime, &["nosuch"]).finish()?.text(1)?;
     nothing_left(&before, CLEAN_UP)
 }
 
 fn own_kernel(runtime: Runtime) -> Result<()> {
-    let inside = Run::new(runtime, &["uname", "-r"]).finish()?.text(0)?;
+    let inside = within::SHARED.of(runtime)?.task.exec(&["uname", "-r"])?.text(0)?;
     let here = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     ensure!(inside.ends_with("-husk") && inside != here.trim(), "{inside} in, {here} out");
     Ok(())
@@ -80,12 +83,13 @@ fn own_kernel(runtime: Runtime) -> Result<()> {
 
 fn larger_machine(runtime: Runtime) -> Result<()> {
     let look = "nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
-    let seen = |run: Run| -> Result<(u32, u32)> {
-        let text = run.finish()?.text(0)?;
+    let read = |text: &str| -> Result<(u32, u32)> {
         let (processors, memory) = text.split_once('\n').context("two lines")?;
         Ok((processors.parse()?, memory.parse()?))
     };
-    let (processors, memory) = seen(Run::shell(runtime, look))?;
+    let seen = |run: Run| read(&run.finish()?.text(0)?);
+    let text = within::SHARED.of(runtime)?.task.shell(look)?;
+    let (processors, memory) = read(&text)?;
     ensure!(processors == 1 && (180..256).contains(&memory), "{processors} {memory}");
     let limited = Run::shell(runtime, look).flag("--cpus=2").flag("--memory-limit=402653184");
     let (processors, memory) = seen(limited)?;
@@ -121,9 +125,7 @@ fn becomes(pod: &Pod, id: &str, processors: u64, memory: Range<u64>) -> Result<(
 
 /// Clock ticks that the threads of each virtual CPU but the first have used.
 fn further_processors(pod: &Pod) -> Result<Vec<u64>> {
-    let listed = ctr(&["--namespace", "k8s.io", "task", "ls"])?;
-    let line = listed.lines().find(|line| line.starts_with(&pod.id));
-    let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("not listed")?;
+    let pid = client::task_in("k8s.io", &pod.id)?.pid;
     let mut used = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let stat = fs::read_to_string(thread?.path().join("stat"))?;
@@ -178,9 +180,7 @@ fn resized_machine(runtime: Runtime) -> Result<()> {
 
 /// What each thread of a virtual CPU waits in, by the number of the system call.
 fn processor_calls(id: &str) -> Result<Vec<String>> {
-    let listed = ctr(&["task", "ls"])?;
-    let line = listed.lines().find(|line| line.starts_with(&format!("{id} ")));
-    let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("not listed")?;
+    let pid = client::task(id)?.pid;
     let mut calls = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let thread = thread?.path();

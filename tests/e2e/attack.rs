@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::process::Child;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, ctr, finish, spawn, task_is};
+use husk_tests::client::task_is;
+use husk_tests::containerd::{Run, Runtime, ctr, finish, first_of, spawn};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory};
 use husk_tests::task::Task;
@@ -18,7 +20,8 @@ use husk_tests::wait::{CLEAN_UP, PATIENCE, until, until_true};
 use crate::Case;
 use crate::alone::DropIn;
 use crate::endurance::number;
-use crate::faults::forget_fifos;
+use crate::faults::forget_fifos_but;
+use crate::shared::Shared;
 
 pub const HUSK_CASES_ALONE: &[Case] = &[
     ("attack::configuration_space", |runtime| by_hand(runtime, "configuration", &[])),
@@ -48,13 +51,25 @@ const LOGGED: u64 = 512 << 10;
 /// How long an attack takes if nothing else is said.
 const SECONDS: u64 = 5;
 
+/// A sandbox beside those that are attacked, the same for all of them.
+pub struct Other {
+    task: Task,
+    machine: u32,
+}
+
+/// Ends with the last attack.
+pub static OTHER: Shared<Other> = Shared::new(|runtime| {
+    let task = Task::start(Run::new(runtime, &["sleep", "100000"]))?;
+    let machine = find(Role::Machine, &task.id).context("no machine")?;
+    Ok(Other { task, machine })
+});
+
 /// The sandbox that is attacked, and the one beside it.
 struct Beside {
     before: Listing,
     log: u64,
     attacked: Task,
-    other: Task,
-    machine: u32,
+    other: Arc<Other>,
     /// The attack is the probe's, which writes down how it went.
     says: bool,
     largest: [Use; 3],
@@ -79,13 +94,12 @@ enum Outcome {
 
 impl Beside {
     fn start(runtime: Runtime, attacked: Run) -> Result<Self> {
-        Run::new(runtime, &["true"]).finish()?.text(0)?;
+        first_of(runtime)?;
+        let other = OTHER.of(runtime)?;
         let before = Listing::now()?;
-        let other = Task::start(Run::new(runtime, &["sleep", "100000"]))?;
-        let machine = find(Role::Machine, &other.id).context("no machine")?;
         let log = fs::metadata(LOG)?.len();
         let attacked = Task::start(attacked.flag("--privileged"))?;
-        Ok(Self { before, log, attacked, other, machine, says: true, largest: [Use::default(); 3] })
+        Ok(Self { before, log, attacked, other, says: true, largest: [Use::default(); 3] })
     }
 
     /// Looks at the host's side of the attacked sandbox for some time, or until it has ended.
@@ -156,16 +170,15 @@ impl Beside {
                 seen.memory <= MEMORY && seen.descriptors <= DESCRIPTORS && seen.threads <= THREADS;
             ensure!(within, "the {name} had {seen:?}");
         }
-        ensure!(self.other.shell("echo here")? == "here", "the other sandbox is silent");
-        let now = find(Role::Machine, &self.other.id);
-        ensure!(now == Some(self.machine), "the other machine is not the same");
-        let Self { before, attacked, other, .. } = &self;
+        let other = &self.other;
+        ensure!(other.task.shell("echo here")? == "here", "the other sandbox is silent");
+        let now = find(Role::Machine, &other.task.id);
+        ensure!(now == Some(other.machine), "the other machine is not the same");
+        let Self { before, attacked, .. } = &self;
         let _ = ctr(&["task", "delete", "--force", &attacked.id]);
         ensure!(!task_is(&attacked.id, "RUNNING"), "it cannot be removed");
         ctr(&["container", "rm", &attacked.id])?;
-        let _ = ctr(&["task", "delete", "--force", &other.id]);
-        ctr(&["container", "rm", &other.id])?;
-        forget_fifos()?;
+        forget_fifos_but(&other.task.id)?;
         nothing_left(before, CLEAN_UP)?;
         let log = self.added_to_log()?;
         // A guest's own panic is called otherwise: "the guest kernel panicked".

@@ -4,7 +4,8 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, ctr, spawn};
+use husk_tests::client;
+use husk_tests::containerd::{Run, Runtime, ctr, first_of, spawn};
 use husk_tests::leftovers::Listing;
 use husk_tests::processes::{Role, daemon, find, signal, words};
 use husk_tests::task::Task;
@@ -38,7 +39,7 @@ fn start(command: &[String]) -> Result<()> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?;
-    until_true("containerd comes again", PATIENCE, || Ok(ctr(&["version"]).is_ok()))
+    until_true("containerd comes again", PATIENCE, || Ok(client::answers()))
 }
 
 /// Kills containerd and starts it again after a while.
@@ -71,7 +72,7 @@ fn nothing_left_but_the_daemon(before: &Listing) -> Result<()> {
 /// What runs goes on, and its end is told to the new one.
 fn while_containers_run(runtime: Runtime) -> Result<()> {
     // What the runtime's first container leaves for the later ones.
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let before = Listing::now()?;
     let line = "until [ -e /tmp/go ]; do sleep 0.1; done; exit 7";
     let task = Task::start(Run::shell(runtime, line))?;
@@ -89,7 +90,7 @@ fn while_containers_run(runtime: Runtime) -> Result<()> {
 
 /// While a container is made, while a process is added, and while the container is ended.
 fn at_any_moment(runtime: Runtime) -> Result<()> {
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let before = Listing::now()?;
     for milliseconds in [100, 400, 1200] {
         let run = Run::new(runtime, &["sleep", "1000"]).keep();

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Finished, Run, Runtime, ctr, finish, spawn};
+use husk_tests::containerd::{Finished, Run, Runtime, ctr, finish, first_of, spawn};
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, memory, signal};
 use husk_tests::task::Task;
@@ -58,7 +58,7 @@ impl Numbers {
 fn cycles(runtime: Runtime) -> Result<()> {
     let (count, seed) = (number("HUSK_CYCLES", 8)?, number("HUSK_SEED", 1)?);
     eprintln!("{count} cycles, HUSK_SEED={seed}");
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let before = Listing::now()?;
     let mut numbers = Numbers(seed);
     for cycle in 0..count {
@@ -103,8 +103,8 @@ fn at_once(ids: &[String], words: impl Fn(&str) -> Vec<String>) -> Result<Vec<Fi
 }
 
 fn many_at_once(runtime: Runtime) -> Result<()> {
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
-    let count = number("HUSK_AT_ONCE", 12)?;
+    first_of(runtime)?;
+    let count = number("HUSK_AT_ONCE", 10)?;
     // All these guests boot on the one processor that the machines of this suite have.
     let _patient = DropIn::new("[machine]\nstart_timeout = 600\nmemory = \"64MiB\"\n")?;
     let before = Listing::now()?;
@@ -146,7 +146,7 @@ fn uses(id: &str) -> Result<[u64; 4]> {
 }
 
 fn execs(runtime: Runtime) -> Result<()> {
-    let count = number("HUSK_EXECS", 60)?;
+    let count = number("HUSK_EXECS", 10)?;
     let _allowed = DropIn::new("[guest]\ndebug_shell = true\n")?;
     let task = Task::start(Run::new(runtime, &["sleep", "100000"]))?;
     let add = |count: u64| -> Result<()> {
@@ -157,7 +157,7 @@ fn execs(runtime: Runtime) -> Result<()> {
         Ok(())
     };
     // What is made once and stays.
-    add(20)?;
+    add(10)?;
     let before = uses(&task.id)?;
     add(count)?;
     let after = uses(&task.id)?;

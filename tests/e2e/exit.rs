@@ -1,7 +1,8 @@
 //! How a container ends, and what the person at the terminal sees of it.
 
 use anyhow::{Result, ensure};
-use husk_tests::containerd::{Run, Runtime, finish, task_is};
+use husk_tests::client::task_is;
+use husk_tests::containerd::{Run, Runtime, finish};
 use husk_tests::wait::{PATIENCE, until_true};
 
 use crate::Case;

@@ -5,7 +5,8 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, finish, spawn, task_is};
+use husk_tests::client::task_is;
+use husk_tests::containerd::{Run, Runtime, finish, first_of, spawn};
 use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::processes::{Role, find, signal};
@@ -57,16 +58,28 @@ pub fn strike(victim: Role, id: &str) -> Result<()> {
 }
 
 fn at_every_moment(victim: Role) -> Result<()> {
-    Run::new(Runtime::Husk, &["true"]).finish()?.text(0)?;
+    first_of(Runtime::Husk)?;
+    let mut events = Events::follow()?;
+    let mut ids = Vec::new();
     for moment in MOMENTS {
-        at(victim, moment).with_context(|| format!("{victim:?} {moment:?}"))?;
+        let (id, began) = at(victim, moment).with_context(|| format!("{victim:?} {moment:?}"))?;
+        ids.push((moment, id, began));
+    }
+    // Those that come late are seen as well.
+    let seen = events.within(Duration::from_secs(1));
+    for (moment, id, began) in ids {
+        let of_it = seen.iter().filter(|event| event.id == id);
+        let exits = of_it.clone().filter(|event| event.topic == "/tasks/exit").count();
+        let wanted = if matches!(moment, Moment::Adding) { 1..=2 } else { 1..=1 };
+        let right = !began || wanted.contains(&exits);
+        ensure!(right, "{victim:?} {moment:?}: {exits} exits in {:?}", of_it.collect::<Vec<_>>());
     }
     // Whoever comes next finds everything in order.
     Run::new(Runtime::Husk, &["true"]).finish()?.text(0).map(drop)
 }
 
-fn at(victim: Role, moment: Moment) -> Result<()> {
-    let mut events = Events::follow()?;
+/// Returns the container's id, and whether it is certain that it began.
+fn at(victim: Role, moment: Moment) -> Result<(String, bool)> {
     let before = Listing::now()?;
     let run = Run::new(Runtime::Husk, &["sleep", "1000"]).keep();
     let child = run.spawn()?;
@@ -111,17 +124,25 @@ fn at(victim: Role, moment: Moment) -> Result<()> {
     drop(task);
     forget_fifos()?;
     nothing_left(&before, CLEAN_UP)?;
-    let seen = events.within(&run.id, Duration::from_secs(1));
-    let exits = seen.iter().filter(|topic| *topic == "/tasks/exit").count();
-    let wanted = if matches!(moment, Moment::Adding) { 1..=2 } else { 1..=1 };
-    ensure!(!began || wanted.contains(&exits), "{exits} exits in {seen:?}");
-    Ok(())
+    Ok((run.id, began))
 }
 
 /// `ctr` leaves its FIFOs if the task is gone already when it is to be deleted.
 pub fn forget_fifos() -> Result<()> {
     for folder in std::fs::read_dir("/run/containerd/fifo")?.flatten() {
         std::fs::remove_dir_all(folder.path())?;
+    }
+    Ok(())
+}
+
+/// The same, but for those of a container that runs.
+pub fn forget_fifos_but(id: &str) -> Result<()> {
+    for folder in std::fs::read_dir("/run/containerd/fifo")?.flatten() {
+        let files = std::fs::read_dir(folder.path())?.flatten();
+        let of_it = format!("{id}-");
+        if !files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with(&of_it)) {
+            std::fs::remove_dir_all(folder.path())?;
+        }
     }
     Ok(())
 }

@@ -4,10 +4,14 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use husk_tests::containerd::{Run, Runtime};
+use husk_tests::containerd::{finish, spawn};
 use husk_tests::wait::{PATIENCE, until_true};
 use serde_json::{Value, json};
 
 use crate::Case;
+use crate::files::DEFAULT;
+use crate::shared::{Part, Ran, Shared, ran, script};
+use crate::within;
 
 pub const CASES: &[Case] = &[
     ("mounts::read_only_root", read_only_root),
@@ -35,6 +39,204 @@ fn bind(source: &std::path::Path, target: &str, options: &str) -> String {
     format!("type=bind,src={},dst={target},options={options}", source.display())
 }
 
+/// Parts of [`BOUND`], each with its folder of the host's.
+const FOLDER: Part = Part::new(
+    "folder",
+    "cat /data/from-host; echo guest > /data/new; rm /data/from-host; mkdir -p /data/a/b",
+);
+const FOLDER_READ_ONLY: Part = Part::new(
+    "folder_read_only",
+    "cat /kept/from-host; touch /kept/new 2>&1; rm -f /kept/from-host 2>&1; \
+     mount -o remount,rw /kept 2>/dev/null || echo no remount",
+);
+const FILE: Part =
+    Part::new("file", "cat /etc/given; echo more >> /etc/given; stat -c %F /etc/given");
+const FILE_READ_ONLY: Part =
+    Part::new("file_read_only", "cat /secret; echo x > /secret || echo refused");
+const NESTED: Part =
+    Part::new("nested", "cat /outer/inner/file; echo x > /outer/y; touch /outer/inner/z 2>&1");
+const RECURSIVE_OR_NOT: Part = Part::new(
+    "recursive_or_not",
+    "cat /all/inner/file; ls -A /one/inner | wc -l; touch /all/inner/x 2>&1",
+);
+const FLAGS: Part = Part::new(
+    "flags",
+    "/flags/run 2>&1; mknod /flags/null c 1 3 && cat /flags/null 2>&1; \
+     grep ' /flags ' /proc/mounts | cut -d' ' -f4 | tr , '\\n' | grep -E '^(rw|no(suid|dev|exec))$' | sort",
+);
+/// As secrets are hidden.
+const NULL_OVER_A_FILE: Part = Part::new(
+    "null_over_a_file",
+    "stat -c '%F %t %T' /etc/passwd; wc -c < /etc/passwd; echo x > /etc/passwd && echo swallowed",
+);
+const ONE_SOURCE_TWICE: Part = Part::new(
+    "one_source_twice",
+    "echo text > /rw/file; cat /ro/file; touch /ro/file 2>&1; \
+     ln /rw/file /rw/other && stat -c %h /ro/other; mv /rw/file /ro/moved 2>/dev/null || echo refused",
+);
+
+/// A container with folders and files of the host's.
+pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| folder.path().join(name);
+    for name in
+        ["folder", "kept", "outer", "outer/inner", "inner", "all", "all/inner", "flags", "twice"]
+    {
+        fs::create_dir(at(name))?;
+    }
+    fs::write(at("folder/from-host"), "host\n")?;
+    fs::write(at("kept/from-host"), "host\n")?;
+    fs::write(at("given"), "127.0.0.9 host\n")?;
+    fs::write(at("secret"), "secret\n")?;
+    fs::write(at("inner/file"), "inner\n")?;
+    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+    nix::mount::mount(Some("inner"), &at("all/inner"), Some("tmpfs"), flags, none)?;
+    let mounted = Mounted(at("all/inner"));
+    fs::write(at("all/inner/file"), "inner\n")?;
+    fs::write(at("flags/run"), "#!/bin/sh\necho ran\n")?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(at("flags/run"), mode)?;
+    let mut run = Run::shell(
+        runtime,
+        &script(&[
+            FOLDER,
+            FOLDER_READ_ONLY,
+            FILE,
+            FILE_READ_ONLY,
+            NESTED,
+            RECURSIVE_OR_NOT,
+            FLAGS,
+            NULL_OVER_A_FILE,
+            ONE_SOURCE_TWICE,
+        ]),
+    );
+    for (source, target, options) in [
+        ("folder", "/data", "rbind:rw"),
+        ("kept", "/kept", "rbind:ro"),
+        ("given", "/etc/given", "rbind"),
+        ("secret", "/secret", "bind:ro"),
+        ("outer", "/outer", "rbind:rw"),
+        ("inner", "/outer/inner", "rbind:ro"),
+        ("all", "/all", "rbind:rw"),
+        ("all", "/one", "bind:rw"),
+        ("flags", "/flags", "rbind:rw:nosuid:nodev:noexec"),
+        ("twice", "/rw", "rbind:rw"),
+        ("twice", "/ro", "rbind:ro"),
+    ] {
+        run = run.flag("--mount").flag(bind(&at(source), target, options));
+    }
+    let null = bind(std::path::Path::new("/dev/null"), "/etc/passwd", "bind");
+    let ran = ran(&run.flag("--mount").flag(null))?;
+    Ok(Bound { ran, mounted, folder })
+});
+
+/// What came of [`BOUND`].
+pub struct Bound {
+    ran: Ran,
+    // Before its folder goes.
+    mounted: Mounted,
+    folder: tempfile::TempDir,
+}
+
+impl Bound {
+    fn says(&self, part: Part, code: i32, wanted: &str) -> Result<()> {
+        says(&self.ran, part, code, wanted)
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+fn says(ran: &Ran, part: Part, code: i32, wanted: &str) -> Result<()> {
+    let text = part.text(ran, code)?;
+    ensure!(text == wanted, "{text:?} instead of {wanted:?}");
+    Ok(())
+}
+
+/// A part of an ordinary container.
+pub const STANDARD: Part = Part::new(
+    "standard",
+    "for m in /proc /dev /dev/pts /dev/shm /dev/mqueue /sys /sys/fs/cgroup /run; do \
+     grep \" $m \" /proc/mounts | tail -1 | cut -d' ' -f2,3; done",
+);
+
+/// Parts of [`SPECIFIED`].
+const TMPFS: Part = Part::new(
+    "tmpfs",
+    "grep ' /scratch ' /proc/mounts | cut -d' ' -f3; stat -c '%a' /scratch; \
+     echo x > /scratch/x; /scratch/x 2>&1 | head -1; cp /bin/busybox /scratch/sh; \
+     /scratch/sh true 2>&1 || true",
+);
+const TMPFS_LIMITS: Part = Part::new(
+    "tmpfs_limits",
+    "dd if=/dev/zero of=/small/x bs=1M count=8 2>&1 | grep -o 'No space left'; stat -c %s /small/x",
+);
+const OVER_A_SYMBOLIC_LINK: Part = Part::new("over_a_symbolic_link", "cat /real/file; ls /");
+const LINK_THAT_LEADS_OUT: Part = Part::new("link_that_leads_out", "cat $OUTSIDE/deep/file");
+const ODD_NAMES: Part = Part::new("odd_names", "cat /odd/*/file");
+/// Mounts are made in their order, each on what the ones before have made.
+const ON_A_TMPFS: Part = Part::new(
+    "on_a_tmpfs",
+    "cat /layered/in/file /layered/one; ls /layered; touch /layered/x && echo written; \
+     grep -c ' /layered' /proc/mounts; touch /layered/in/last/x 2>&1",
+);
+const NAMES: [&str; 4] = ["two  words", "line\nbreak", "snow☃man", "comma,=:\"quote'\\"];
+
+/// A container with mounts that only a spec has. The second of its folders is one that a link names.
+pub static SPECIFIED: Shared<Ran> = Shared::new(|runtime| {
+    let (here, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    fs::write(here.path().join("file"), "bound\n")?;
+    for name in NAMES {
+        fs::create_dir(here.path().join(name))?;
+        fs::write(here.path().join(name).join("file"), format!("{name}.\n"))?;
+    }
+    let parts =
+        [TMPFS, TMPFS_LIMITS, OVER_A_SYMBOLIC_LINK, LINK_THAT_LEADS_OUT, ODD_NAMES, ON_A_TMPFS];
+    let run = Run::spec(runtime, &script(&parts), |spec| {
+        let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
+        spec["root"]["readonly"] = false.into();
+        if let Some(environment) = spec["process"]["env"].as_array_mut() {
+            environment.push(format!("OUTSIDE={}", outside.path().display()).into());
+        }
+        let _ = fs::create_dir(format!("{root}/real"));
+        let _ = std::os::unix::fs::symlink("/real", format!("{root}/link"));
+        let link = format!("../../../../../..{}", outside.path().display());
+        let _ = std::os::unix::fs::symlink(&link, format!("{root}/out"));
+        // A link to nowhere is runc's alone to follow: docs/differences.md.
+        let _ = fs::create_dir_all(format!("{root}{}", outside.path().display()));
+        let file = here.path().join("file");
+        let options = ["nosuid", "noexec", "nodev", "mode=1770", "size=4m"];
+        for mount in [
+            json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs",
+                    "options": options }),
+            json!({ "destination": "/small", "type": "tmpfs", "source": "tmpfs",
+                    "options": ["size=4m"] }),
+            json!({ "destination": "/link", "type": "bind", "source": here.path(),
+                    "options": ["rbind", "ro"] }),
+            json!({ "destination": "/out/deep", "type": "bind", "source": here.path(),
+                    "options": ["bind"] }),
+            json!({ "destination": "/layered", "type": "tmpfs", "source": "tmpfs" }),
+            json!({ "destination": "/layered/in", "type": "bind", "source": here.path(),
+                    "options": ["rbind"] }),
+            json!({ "destination": "/layered/one", "type": "bind", "source": file,
+                    "options": ["bind"] }),
+            json!({ "destination": "/layered/in/last", "type": "tmpfs", "source": "tmpfs",
+                    "options": ["ro"] }),
+        ] {
+            add_mount(spec, mount);
+        }
+        for name in NAMES {
+            let mount = json!({ "destination": format!("/odd/{name}"), "type": "bind",
+                                "source": here.path().join(name), "options": ["rbind", "ro"] });
+            add_mount(spec, mount);
+        }
+    })?;
+    let mut ran = ran(&run)?;
+    ran.folders = vec![here, outside];
+    Ok(ran)
+});
+
 fn read_only_root(runtime: Runtime) -> Result<()> {
     let line = "touch /x 2>&1; mkdir /tmp/x 2>&1; echo still > /dev/shm/x && cat /dev/shm/x";
     let text = Run::shell(runtime, line).flag("--read-only").finish()?.text(0)?;
@@ -45,88 +247,61 @@ fn read_only_root(runtime: Runtime) -> Result<()> {
 }
 
 fn folder(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    fs::write(here.path().join("from-host"), "host\n")?;
-    let line =
-        "cat /data/from-host; echo guest > /data/new; rm /data/from-host; mkdir -p /data/a/b";
-    let run =
-        Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:rw"));
-    ensure!(run.finish()?.text(0)? == "host");
-    ensure!(fs::read_to_string(here.path().join("new"))? == "guest\n");
-    ensure!(!here.path().join("from-host").exists() && here.path().join("a/b").is_dir());
+    let bound = BOUND.of(runtime)?;
+    bound.says(FOLDER, 0, "host")?;
+    ensure!(fs::read_to_string(bound.at("folder/new"))? == "guest\n");
+    ensure!(!bound.at("folder/from-host").exists() && bound.at("folder/a/b").is_dir());
     Ok(())
 }
 
 fn folder_read_only(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    fs::write(here.path().join("from-host"), "host\n")?;
-    let line = "cat /data/from-host; touch /data/new 2>&1; rm -f /data/from-host 2>&1; \
-                mount -o remount,rw /data 2>/dev/null || echo no remount";
-    let run =
-        Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:ro"));
-    let text = run.finish()?.text(0)?;
-    let wanted = "host\ntouch: /data/new: Read-only file system\n\
-                  rm: can't remove '/data/from-host': Read-only file system\nno remount";
-    ensure!(text == wanted, "{text}");
-    ensure!(here.path().join("from-host").exists());
+    let bound = BOUND.of(runtime)?;
+    let wanted = "host\ntouch: /kept/new: Read-only file system\n\
+                  rm: can't remove '/kept/from-host': Read-only file system\nno remount";
+    bound.says(FOLDER_READ_ONLY, 0, wanted)?;
+    ensure!(bound.at("kept/from-host").exists());
     Ok(())
 }
 
 fn file(runtime: Runtime) -> Result<()> {
-    let here = tempfile::NamedTempFile::new()?;
-    fs::write(here.path(), "127.0.0.9 host\n")?;
-    let line = "cat /etc/given; echo more >> /etc/given; stat -c %F /etc/given";
-    let run =
-        Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/etc/given", "rbind"));
-    ensure!(run.finish()?.text(0)? == "127.0.0.9 host\nregular file");
-    ensure!(fs::read_to_string(here.path())? == "127.0.0.9 host\nmore\n");
+    let bound = BOUND.of(runtime)?;
+    bound.says(FILE, 0, "127.0.0.9 host\nregular file")?;
+    ensure!(fs::read_to_string(bound.at("given"))? == "127.0.0.9 host\nmore\n");
     Ok(())
 }
 
 fn file_read_only(runtime: Runtime) -> Result<()> {
-    let here = tempfile::NamedTempFile::new()?;
-    fs::write(here.path(), "secret\n")?;
-    let line = "cat /secret; echo x > /secret || echo refused";
-    let run =
-        Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/secret", "bind:ro"));
-    ensure!(run.finish()?.text(0)? == "secret\nrefused");
-    ensure!(fs::read_to_string(here.path())? == "secret\n");
+    let bound = BOUND.of(runtime)?;
+    bound.says(FILE_READ_ONLY, 0, "secret\nrefused")?;
+    ensure!(fs::read_to_string(bound.at("secret"))? == "secret\n");
     Ok(())
 }
 
 fn nested(runtime: Runtime) -> Result<()> {
-    let (outer, inner) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    fs::create_dir(outer.path().join("inner"))?;
-    fs::write(inner.path().join("file"), "inner\n")?;
-    let run =
-        Run::shell(runtime, "cat /data/inner/file; echo x > /data/y; touch /data/inner/z 2>&1")
-            .flag("--mount")
-            .flag(bind(outer.path(), "/data", "rbind:rw"))
-            .flag("--mount")
-            .flag(bind(inner.path(), "/data/inner", "rbind:ro"));
-    let text = run.finish()?.text(1)?;
-    ensure!(text == "inner\ntouch: /data/inner/z: Read-only file system", "{text}");
-    ensure!(
-        outer.path().join("y").exists() && fs::read_dir(outer.path().join("inner"))?.count() == 0
-    );
+    let bound = BOUND.of(runtime)?;
+    bound.says(NESTED, 1, "inner\ntouch: /outer/inner/z: Read-only file system")?;
+    ensure!(bound.at("outer/y").exists() && fs::read_dir(bound.at("outer/inner"))?.count() == 0);
     Ok(())
 }
 
 fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
+    let shared = within::SHARED.of(runtime)?;
+    let here = tempfile::tempdir_in(shared.volume.path())?;
     fs::write(here.path().join("value"), "old\n")?;
-    let line = "cat /data/value; touch /data/ready; \
-                for i in $(seq 100); do [ -e /data/go ] && break; sleep 0.2; done; sleep 1; cat /data/value";
-    let run =
-        Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", "rbind:rw"));
-    let child = run.spawn_running()?;
+    let name = here.path().file_name().unwrap_or_default().to_string_lossy();
+    let line = format!(
+        "cd /volume/{name}; cat value; touch ready; \
+         for i in $(seq 100); do [ -e go ] && break; sleep 0.2; done; sleep 1; cat value"
+    );
+    let words = ["task", "exec", "--exec-id", "host-changes", &shared.task.id, "sh", "-c", &line];
+    let child = spawn(&words)?;
     until_true("it is ready", PATIENCE, || Ok(here.path().join("ready").exists()))?;
     // As a kubelet replaces a ConfigMap: a new file under the old name, which Husk's guest believes
     // for a second.
     fs::write(here.path().join("next"), "new and longer\n")?;
     fs::rename(here.path().join("next"), here.path().join("value"))?;
     fs::write(here.path().join("go"), "")?;
-    let text = husk_tests::containerd::finish(child)?.text(0)?;
+    let text = finish(child)?.text(0)?;
     ensure!(text == "old\nnew and longer", "{text}");
     Ok(())
 }
@@ -138,33 +313,13 @@ fn add_mount(spec: &mut Value, mount: Value) {
 }
 
 fn tmpfs(runtime: Runtime) -> Result<()> {
-    let line = "grep ' /scratch ' /proc/mounts | cut -d' ' -f3; stat -c '%a' /scratch; \
-                echo x > /scratch/x; /scratch/x 2>&1 | head -1; cp /bin/busybox /scratch/sh; \
-                /scratch/sh true 2>&1 || true";
-    let run = Run::spec(runtime, line, |spec| {
-        let options = ["nosuid", "noexec", "nodev", "mode=1770", "size=4m"];
-        let mount = json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs",
-                            "options": options });
-        add_mount(spec, mount);
-    })?;
-    let text = run.finish()?.text(0)?;
     let wanted =
         "tmpfs\n1770\nsh: /scratch/x: Permission denied\nsh: /scratch/sh: Permission denied";
-    ensure!(text == wanted, "{text}");
-    Ok(())
+    says(&*SPECIFIED.of(runtime)?, TMPFS, 0, wanted)
 }
 
 fn tmpfs_limits(runtime: Runtime) -> Result<()> {
-    let line = "dd if=/dev/zero of=/scratch/x bs=1M count=8 2>&1 | grep -o 'No space left'; \
-                stat -c %s /scratch/x";
-    let run = Run::spec(runtime, line, |spec| {
-        let mount = json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs",
-                            "options": ["size=4m"] });
-        add_mount(spec, mount);
-    })?;
-    let text = run.finish()?.text(0)?;
-    ensure!(text == "No space left\n4194304", "{text}");
-    Ok(())
+    says(&*SPECIFIED.of(runtime)?, TMPFS_LIMITS, 0, "No space left\n4194304")
 }
 
 fn source_missing(runtime: Runtime) -> Result<()> {
@@ -178,9 +333,7 @@ fn source_missing(runtime: Runtime) -> Result<()> {
 }
 
 fn standard(runtime: Runtime) -> Result<()> {
-    let line = "for m in /proc /dev /dev/pts /dev/shm /dev/mqueue /sys /sys/fs/cgroup /run; do \
-                grep \" $m \" /proc/mounts | tail -1 | cut -d' ' -f2,3; done";
-    let text = Run::shell(runtime, line).finish()?.text(0)?;
+    let text = STANDARD.text(&DEFAULT.of(runtime)?.ran, 0)?;
     let wanted = "/proc proc\n/dev tmpfs\n/dev/pts devpts\n/dev/shm tmpfs\n/dev/mqueue mqueue\n\
                   /sys sysfs\n/sys/fs/cgroup cgroup2\n/run tmpfs";
     // containerd's default spec has the cgroup mount only for some clients.
@@ -188,64 +341,26 @@ fn standard(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// The target's link is followed inside the container's root, never on the host.
 fn over_a_symbolic_link(runtime: Runtime) -> Result<()> {
-    // The target's link is followed inside the container's root, never on the host.
-    let here = tempfile::tempdir()?;
-    fs::write(here.path().join("file"), "bound\n")?;
-    let run = Run::spec(runtime, "cat /real/file; ls /", |spec| {
-        let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
-        let _ = fs::create_dir(format!("{root}/real"));
-        let _ = std::os::unix::fs::symlink("/real", format!("{root}/link"));
-        let mount = json!({ "destination": "/link", "type": "bind", "source": here.path(),
-                            "options": ["rbind", "ro"] });
-        add_mount(spec, mount);
-    })?;
-    let text = run.finish()?.text(0)?;
+    let text = OVER_A_SYMBOLIC_LINK.text(&*SPECIFIED.of(runtime)?, 0)?;
     ensure!(text.starts_with("bound\n"), "{text}");
     Ok(())
 }
 
 /// As many steps up as one likes: the container's root is above it.
 fn link_that_leads_out(runtime: Runtime) -> Result<()> {
-    let (here, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    fs::write(here.path().join("file"), "bound\n")?;
-    let link = format!("../../../../../..{}", outside.path().display());
-    let line = format!("cat {}/deep/file", outside.path().display());
-    let run = Run::spec(runtime, &line, |spec| {
-        let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
-        let _ = std::os::unix::fs::symlink(&link, format!("{root}/out"));
-        // A link to nowhere is runc's alone to follow: docs/differences.md.
-        let _ = fs::create_dir_all(format!("{root}{}", outside.path().display()));
-        let mount = json!({ "destination": "/out/deep", "type": "bind", "source": here.path(),
-                            "options": ["bind"] });
-        add_mount(spec, mount);
-        spec["root"]["readonly"] = false.into();
-    })?;
-    let text = run.finish()?.text(0)?;
-    ensure!(text == "bound", "{text}");
-    ensure!(fs::read_dir(outside.path())?.count() == 0, "it has reached the host");
+    let ran = SPECIFIED.of(runtime)?;
+    says(&ran, LINK_THAT_LEADS_OUT, 0, "bound")?;
+    ensure!(fs::read_dir(ran.folders[1].path())?.count() == 0, "it has reached the host");
     Ok(())
 }
 
 fn odd_names(runtime: Runtime) -> Result<()> {
-    let above = tempfile::tempdir()?;
-    let names = ["two  words", "line\nbreak", "snow☃man", "comma,=:\"quote'\\"];
-    for name in names {
-        fs::create_dir(above.path().join(name))?;
-        fs::write(above.path().join(name).join("file"), format!("{name}.\n"))?;
-    }
-    let run = Run::spec(runtime, "cat /*/file", |spec| {
-        for name in names {
-            let mount = json!({ "destination": format!("/{name}"), "type": "bind",
-                                "source": above.path().join(name), "options": ["rbind", "ro"] });
-            add_mount(spec, mount);
-        }
-    })?;
-    let text = run.finish()?.text(0)?;
-    let mut sorted = names;
+    let mut sorted = NAMES;
     sorted.sort_unstable();
-    ensure!(text == sorted.map(|name| format!("{name}.")).join("\n"), "{text}");
-    Ok(())
+    let wanted = sorted.map(|name| format!("{name}.")).join("\n");
+    says(&*SPECIFIED.of(runtime)?, ODD_NAMES, 0, &wanted)
 }
 
 /// A mount of the host's that ends with this value.
@@ -258,93 +373,33 @@ impl Drop for Mounted {
 }
 
 fn recursive_or_not(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    let inner = here.path().join("inner");
-    fs::create_dir(&inner)?;
-    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
-    nix::mount::mount(Some("inner"), &inner, Some("tmpfs"), flags, none)?;
-    let inner = Mounted(inner);
-    fs::write(inner.0.join("file"), "inner\n")?;
-    let line = "cat /all/inner/file; ls -A /one/inner | wc -l; touch /all/inner/x 2>&1";
-    let run = Run::shell(runtime, line)
-        .flag("--mount")
-        .flag(bind(here.path(), "/all", "rbind:rw"))
-        .flag("--mount")
-        .flag(bind(here.path(), "/one", "bind:rw"));
-    let text = run.finish()?.text(0)?;
-    ensure!(text == "inner\n0", "{text}");
-    ensure!(inner.0.join("x").exists(), "what is written below is not on the host");
+    let bound = BOUND.of(runtime)?;
+    bound.says(RECURSIVE_OR_NOT, 0, "inner\n0")?;
+    ensure!(bound.mounted.0.join("x").exists(), "what is written below is not on the host");
     Ok(())
 }
 
 fn flags(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    fs::write(here.path().join("run"), "#!/bin/sh\necho ran\n")?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(here.path().join("run"), mode)?;
-    let line = "/data/run 2>&1; mknod /data/null c 1 3 && cat /data/null 2>&1; \
-                grep ' /data ' /proc/mounts | cut -d' ' -f4 | tr , '\\n' | grep -E '^(rw|no(suid|dev|exec))$' | sort";
-    let options = "rbind:rw:nosuid:nodev:noexec";
-    let run = Run::shell(runtime, line).flag("--mount").flag(bind(here.path(), "/data", options));
-    let text = run.finish()?.text(0)?;
-    let wanted = "sh: /data/run: Permission denied\ncat: can't open '/data/null': Permission denied\n\
+    let wanted = "sh: /flags/run: Permission denied\ncat: can't open '/flags/null': Permission denied\n\
                   nodev\nnoexec\nnosuid\nrw";
-    ensure!(text == wanted, "{text}");
-    Ok(())
+    BOUND.of(runtime)?.says(FLAGS, 0, wanted)
 }
 
-/// As secrets are hidden.
 fn null_over_a_file(runtime: Runtime) -> Result<()> {
-    let null = std::path::Path::new("/dev/null");
-    let line = "stat -c '%F %t %T' /etc/passwd; wc -c < /etc/passwd; echo x > /etc/passwd && echo swallowed";
-    let run = Run::shell(runtime, line).flag("--mount").flag(bind(null, "/etc/passwd", "bind"));
-    let text = run.finish()?.text(0)?;
-    ensure!(text == "character special file 1 3\n0\nswallowed", "{text}");
-    Ok(())
+    let wanted = "character special file 1 3\n0\nswallowed";
+    BOUND.of(runtime)?.says(NULL_OVER_A_FILE, 0, wanted)
 }
 
 fn one_source_twice(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    let line = "echo text > /rw/file; cat /ro/file; touch /ro/file 2>&1; \
-                ln /rw/file /rw/other && stat -c %h /ro/other; mv /rw/file /ro/moved 2>/dev/null || echo refused";
-    let run = Run::shell(runtime, line)
-        .flag("--mount")
-        .flag(bind(here.path(), "/rw", "rbind:rw"))
-        .flag("--mount")
-        .flag(bind(here.path(), "/ro", "rbind:ro"));
-    let text = run.finish()?.text(0)?;
-    ensure!(text == "text\ntouch: /ro/file: Read-only file system\n2\nrefused", "{text}");
-    ensure!(fs::read_to_string(here.path().join("other"))? == "text\n");
+    let bound = BOUND.of(runtime)?;
+    let wanted = "text\ntouch: /ro/file: Read-only file system\n2\nrefused";
+    bound.says(ONE_SOURCE_TWICE, 0, wanted)?;
+    ensure!(fs::read_to_string(bound.at("twice/other"))? == "text\n");
     Ok(())
 }
 
-/// Mounts are made in their order, each on what the ones before have made.
 fn on_a_tmpfs(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    fs::write(here.path().join("file"), "bound\n")?;
-    let line = "cat /scratch/in/file /scratch/one; ls /scratch; touch /scratch/x && echo written; \
-                grep -c ' /scratch' /proc/mounts; touch /scratch/in/last/x 2>&1";
-    let run = Run::spec(runtime, line, |spec| {
-        add_mount(spec, json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs" }));
-        add_mount(
-            spec,
-            json!({ "destination": "/scratch/in", "type": "bind",
-                                "source": here.path(), "options": ["rbind"] }),
-        );
-        add_mount(
-            spec,
-            json!({ "destination": "/scratch/one", "type": "bind",
-                                "source": here.path().join("file"), "options": ["bind"] }),
-        );
-        add_mount(
-            spec,
-            json!({ "destination": "/scratch/in/last", "type": "tmpfs",
-                                "source": "tmpfs", "options": ["ro"] }),
-        );
-    })?;
-    let text = run.finish()?.text(1)?;
     let wanted = "bound\nbound\nin\none\nwritten\n4\n\
-                  touch: /scratch/in/last/x: Read-only file system";
-    ensure!(text == wanted, "{text}");
-    Ok(())
+                  touch: /layered/in/last/x: Read-only file system";
+    says(&*SPECIFIED.of(runtime)?, ON_A_TMPFS, 1, wanted)
 }

@@ -5,13 +5,15 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime, ctr, finish};
+use husk_tests::client;
+use husk_tests::containerd::{Run, Runtime, finish, spawn};
 use husk_tests::network::{Network, ip, run};
 use husk_tests::task::Task;
-use husk_tests::wait::PATIENCE;
+use husk_tests::wait::{CLEAN_UP, PATIENCE, until_true};
 use serde_json::{Value, json};
 
 use crate::Case;
+use crate::laid::{BRIDGED, ON_A_BRIDGE, ON_TWO_BRIDGES, OVER_PARENTS, SIBLINGS, TWO, port};
 
 pub const CASES: &[Case] = &[
     ("network::bridge", bridge),
@@ -40,7 +42,7 @@ pub fn subnet(case: u8, runtime: Runtime) -> String {
     format!("10.{}.{case}", if runtime == Runtime::Runc { 201 } else { 202 })
 }
 
-fn bridge_name(case: u8, runtime: Runtime) -> String {
+pub fn bridge_name(case: u8, runtime: Runtime) -> String {
     format!("{}br{case}", runtime.name())
 }
 
@@ -55,7 +57,7 @@ pub fn bridge_plugin(case: u8, runtime: Runtime, mtu: u32) -> Value {
 }
 
 /// A bridge for a case, gone with it.
-pub struct Bridge(String);
+pub struct Bridge(pub String);
 
 impl Drop for Bridge {
     fn drop(&mut self) {
@@ -65,7 +67,7 @@ impl Drop for Bridge {
 
 pub fn bridged(case: u8, runtime: Runtime, mtu: u32) -> Result<(Network, Bridge)> {
     let bridge = Bridge(bridge_name(case, runtime));
-    let mut network = Network::new()?;
+    let network = Network::new()?;
     network.lay("eth0", bridge_plugin(case, runtime, mtu))?;
     Ok((network, bridge))
 }
@@ -77,7 +79,15 @@ pub fn inside(network: &Network, run: Run) -> Run {
 /// What the container sees is what was laid: compared with the namespace's own listing.
 pub fn same_as_laid(network: &Network, task: &Task, interface: &str) -> Result<()> {
     let laid: Value = serde_json::from_str(&network.ip(&["-j", "addr", "show", interface])?)?;
-    let seen = task.shell(&format!("cat /sys/class/net/{interface}/address; cat /sys/class/net/{interface}/mtu; ip addr show {interface}"))?;
+    // In one process: each takes a second or two.
+    let look = format!(
+        "cat /sys/class/net/{interface}/address /sys/class/net/{interface}/mtu; \
+         ip addr show {interface}; \
+         for family in -4 -6; do echo ----; ip $family route show dev {interface}; done"
+    );
+    let all = task.shell(&look)?;
+    let mut parts = all.split("----");
+    let seen = parts.next().context("nothing")?;
     let mut lines = seen.lines();
     ensure!(lines.next() == laid[0]["address"].as_str(), "{seen}\n{laid}");
     let mtu = lines.next().and_then(|line| line.parse::<u64>().ok());
@@ -92,12 +102,12 @@ pub fn same_as_laid(network: &Network, task: &Task, interface: &str) -> Result<(
     // Written differently, so counted: all but what each kernel makes for itself.
     for family in ["-4", "-6"] {
         let laid = network.ip(&[family, "route", "show", "dev", interface])?;
-        let seen =
-            task.shell(&format!("ip {family} route show dev {interface} | grep -v ^multicast"))?;
-        let laid = laid.lines().filter(|line| !line.starts_with("multicast"));
+        let seen = parts.next().with_context(|| format!("no routes {family} in {all}"))?;
+        let own = |line: &&str| !line.is_empty() && !line.starts_with("multicast");
+        let (laid, seen) = (laid.lines().filter(own), seen.lines().filter(own));
         ensure!(
-            laid.clone().count() == seen.lines().count(),
-            "{seen}\n{:?}",
+            laid.clone().count() == seen.clone().count(),
+            "{all}\n{:?}",
             laid.collect::<Vec<_>>()
         );
     }
@@ -109,33 +119,40 @@ pub fn sleeping(network: &Network, runtime: Runtime) -> Result<Task> {
 }
 
 pub fn ping(task: &Task, flags: &str, to: &str) -> Result<()> {
-    task.shell(&format!("ping -c 2 -w 20 {flags} {to}")).map(drop)
+    pings(task, &[(flags, to)])
+}
+
+/// Several, one after the other, by one process.
+pub fn pings(task: &Task, wanted: &[(&str, &str)]) -> Result<()> {
+    let line = |(flags, to): &(&str, &str)| format!("ping -c 2 -w 20 {flags} {to}");
+    task.shell(&wanted.iter().map(line).collect::<Vec<_>>().join(" && ")).map(drop)
 }
 
 fn bridge(runtime: Runtime) -> Result<()> {
-    let (network, _bridge) = bridged(1, runtime, 1500)?;
-    let task = sleeping(&network, runtime)?;
-    same_as_laid(&network, &task, "eth0")?;
-    let gateway = format!("{}.1", subnet(1, runtime));
-    ping(&task, "", &gateway)?;
-    ping(&task, "-s 60000", &gateway)?;
-    ping(&task, "-6", &format!("fd00:{}:1::1", runtime as u8 + 1))?;
+    let shared = BRIDGED.of(runtime)?;
+    let task = &shared.task;
+    same_as_laid(&shared.network, task, "eth0")?;
+    let gateway = format!("{}.1", subnet(ON_A_BRIDGE, runtime));
+    let sixth = format!("fd00:{}:{ON_A_BRIDGE}::1", runtime as u8 + 1);
+    pings(task, &[("", &gateway), ("-s 60000", &gateway), ("-6", &sixth)])?;
     // And from the host.
-    run("busybox", &["ping", "-c", "2", "-w", "20", &format!("{}.2", subnet(1, runtime))]).map(drop)
+    let own = format!("{}.2", subnet(ON_A_BRIDGE, runtime));
+    run("busybox", &["ping", "-c", "2", "-w", "20", &own]).map(drop)
 }
 
 /// 32 MiB each way at once, complete.
 fn stream(runtime: Runtime) -> Result<()> {
     const LENGTH: usize = 4 << 20;
-    let (network, _bridge) = bridged(2, runtime, 1500)?;
-    let listener = TcpListener::bind(format!("{}.1:0", subnet(2, runtime)))?;
+    let shared = BRIDGED.of(runtime)?;
+    let listener = TcpListener::bind(format!("{}.1:0", subnet(ON_A_BRIDGE, runtime)))?;
     let address = listener.local_addr()?;
     let line = format!(
         "head -c {LENGTH} /dev/zero | tr '\\0' a | nc {} {} | md5sum",
         address.ip(),
         address.port()
     );
-    let child = inside(&network, Run::shell(runtime, &line)).spawn()?;
+    let words = ["task", "exec", "--exec-id", "stream", &shared.task.id, "sh", "-c", &line];
+    let child = spawn(&words)?;
     let (mut peer, _) = listener.accept()?;
     let mut sender = peer.try_clone()?;
     let sending = std::thread::spawn(move || sender.write_all(&vec![b'b'; LENGTH]));
@@ -173,17 +190,10 @@ fn echo(address: &str, text: &str) -> Result<String> {
 
 /// From another namespace, as from another machine, to a port of the host's.
 fn published_port(runtime: Runtime) -> Result<()> {
-    let bridge = Bridge(bridge_name(3, runtime));
-    let mut network = Network::new()?;
-    let port = 8000 + runtime as u16;
-    let mapped = json!({"type": "portmap", "snat": true, "name": bridge.0,
-        "runtimeConfig": {"portMappings": [
-            {"hostPort": port, "containerPort": 80, "protocol": "tcp"}]},
-        "capabilities": {"portMappings": true}});
-    network.lay("eth0", json!([bridge_plugin(3, runtime, 1500), mapped]))?;
-    let _task = Task::start(inside(&network, Run::shell(runtime, "nc -ll -p 80 -e cat")))?;
+    let _shared = BRIDGED.of(runtime)?;
+    let port = port(runtime);
     // By the bridge's address, from this host; then over another link, from outside.
-    let gateway = format!("{}.1:{port}", subnet(3, runtime));
+    let gateway = format!("{}.1:{port}", subnet(ON_A_BRIDGE, runtime));
     ensure!(echo(&gateway, "published")? == "published");
     let (outside, _near, far) = outside(runtime, "pub", 93)?;
     outside.ip(&["route", "add", "default", "via", &format!("{far}.1")])?;
@@ -209,23 +219,19 @@ fn outside(runtime: Runtime, name: &str, third: u8) -> Result<(Network, Bridge, 
 }
 
 fn between_containers(runtime: Runtime) -> Result<()> {
-    let (network, _bridge) = bridged(4, runtime, 1500)?;
-    let mut other = Network::new()?;
-    other.lay("eth0", bridge_plugin(4, runtime, 1500))?;
-    let _server = Task::start(inside(&network, Run::shell(runtime, "nc -ll -p 7 -e cat")))?;
-    let client = sleeping(&other, runtime)?;
-    let to = format!("{}.2", subnet(4, runtime));
-    ping(&client, "", &to)?;
+    let shared = BRIDGED.of(runtime)?;
+    let to = format!("{}.2", subnet(ON_A_BRIDGE, runtime));
+    ping(&shared.client, "", &to)?;
     let line = format!(
         "for i in 1 2 3 4 5; do echo hello | nc -w 10 {to} 7 && exit; sleep 1; done; exit 1"
     );
-    ensure!(client.shell(&line)? == "hello");
+    ensure!(shared.client.shell(&line)? == "hello");
     Ok(())
 }
 
 fn ptp(runtime: Runtime) -> Result<()> {
     let net = subnet(5, runtime);
-    let mut network = Network::new()?;
+    let network = Network::new()?;
     let plugin = json!({"type": "ptp", "mtu": 1280, "ipMasq": false, "ipam": {
         "type": "host-local", "dataDir": format!("/run/ipam-{net}"),
         "subnet": format!("{net}.0/24"), "routes": [{"dst": "0.0.0.0/0"}]}});
@@ -236,72 +242,38 @@ fn ptp(runtime: Runtime) -> Result<()> {
     ping(&task, "-s 60000", &format!("{net}.1"))
 }
 
-/// Two namespaces with the same kind of interface over one parent.
-fn siblings(case: u8, runtime: Runtime, plugin: &Value) -> Result<()> {
-    let net = subnet(case, runtime);
-    let parent = format!("{}par{case}", runtime.name());
-    ip(&[
-        "link",
-        "add",
-        &parent,
-        "mtu",
-        "9000",
-        "type",
-        "veth",
-        "peer",
-        "name",
-        &format!("{parent}x"),
-    ])?;
-    let _parent = Bridge(parent.clone());
-    ip(&["link", "set", &parent, "up"])?;
-    ip(&["link", "set", &format!("{parent}x"), "mtu", "9000", "up"])?;
-    let mut networks = Vec::new();
-    for host in [2, 3] {
-        let mut network = Network::new()?;
-        let mut plugin = plugin.clone();
-        plugin["master"] = json!(parent);
-        plugin["ipam"] = json!({"type": "static",
-            "addresses": [{"address": format!("{net}.{host}/24")}]});
-        network.lay("eth0", plugin)?;
-        networks.push(network);
-    }
-    let first = sleeping(&networks[0], runtime)?;
-    let second = sleeping(&networks[1], runtime)?;
-    same_as_laid(&networks[0], &first, "eth0")?;
-    ping(&second, "", &format!("{net}.2"))?;
-    ping(&first, "-s 30000", &format!("{net}.3"))
+fn siblings(runtime: Runtime, (interface, case): (&str, u8)) -> Result<()> {
+    let (shared, net) = (SIBLINGS.of(runtime)?, subnet(case, runtime));
+    let [first, second] = &shared.tasks;
+    same_as_laid(&shared.networks[0], first, interface)?;
+    ping(second, "", &format!("{net}.2"))?;
+    ping(first, "-s 30000", &format!("{net}.3"))
 }
 
 fn macvlan(runtime: Runtime) -> Result<()> {
-    siblings(6, runtime, &json!({"type": "macvlan", "mode": "bridge", "mtu": 9000}))
+    siblings(runtime, OVER_PARENTS[0])
 }
 
 fn ipvlan(runtime: Runtime) -> Result<()> {
-    siblings(7, runtime, &json!({"type": "ipvlan", "mode": "l2"}))
+    siblings(runtime, OVER_PARENTS[1])
 }
 
 fn two_interfaces(runtime: Runtime) -> Result<()> {
-    let (mut network, _first) = bridged(8, runtime, 1500)?;
-    let mut second = bridge_plugin(9, runtime, 1400);
-    second["ipam"]["routes"] = json!([{"dst": "192.168.77.0/24"}]);
-    let _second = Bridge(bridge_name(9, runtime));
-    network.lay("net1", second)?;
-    let task = sleeping(&network, runtime)?;
-    for (interface, case) in [("eth0", 8), ("net1", 9)] {
-        same_as_laid(&network, &task, interface)?;
-        ping(&task, "", &format!("{}.1", subnet(case, runtime)))?;
+    let shared = TWO.of(runtime)?;
+    for (interface, case, _) in ON_TWO_BRIDGES {
+        same_as_laid(&shared.network, &shared.task, interface)?;
+        ping(&shared.task, "", &format!("{}.1", subnet(case, runtime)))?;
     }
-    let way = task.shell("ip route get 192.168.77.5 | head -n 1")?;
+    let way = shared.task.shell("ip route get 192.168.77.5 | head -n 1")?;
     ensure!(way.contains("dev net1"), "{way}");
     Ok(())
 }
 
 /// An address that only the host can reach, behind its network address translation.
 fn behind_translation(runtime: Runtime) -> Result<()> {
-    let (network, _bridge) = bridged(10, runtime, 1500)?;
+    let shared = BRIDGED.of(runtime)?;
     let (_outside, _near, far) = outside(runtime, "out", 90)?;
-    let task = sleeping(&network, runtime)?;
-    ping(&task, "", &format!("{far}.2"))
+    ping(&shared.task, "", &format!("{far}.2"))
 }
 
 /// As nerdctl does it: a hook on the host finds the namespace by the pid it is told.
@@ -366,22 +338,22 @@ fn eventually(task: &Task, line: &str) -> Result<String> {
 
 /// As `nerdctl network connect` and `disconnect` do it.
 fn changed_while_running(runtime: Runtime) -> Result<()> {
-    let (mut network, _bridge) = bridged(13, runtime, 1500)?;
-    let task = sleeping(&network, runtime)?;
+    let shared = BRIDGED.of(runtime)?;
+    let (network, task) = (&shared.network, &shared.task);
     let _second = Bridge(bridge_name(14, runtime));
     let mut plugin = bridge_plugin(14, runtime, 1500);
     plugin["ipam"]["routes"] = json!([]);
     network.lay("eth1", plugin)?;
-    eventually(&task, "ip addr show eth1 | grep -q 'inet 10'")?;
-    ping(&task, "", &format!("{}.1", subnet(14, runtime)))?;
+    eventually(task, "ip addr show eth1 | grep -q 'inet 10'")?;
+    ping(task, "", &format!("{}.1", subnet(14, runtime)))?;
     // An address more, another MTU, then all of it gone again.
     network.ip(&["addr", "add", "10.203.1.1/32", "dev", "eth1"])?;
     network.ip(&["link", "set", "eth1", "mtu", "1300"])?;
-    eventually(&task, "ip addr show eth1 | grep -q 10.203.1.1/32")?;
-    eventually(&task, "grep -q 1300 /sys/class/net/eth1/mtu")?;
+    eventually(task, "ip addr show eth1 | grep -q 10.203.1.1/32")?;
+    eventually(task, "grep -q 1300 /sys/class/net/eth1/mtu")?;
     network.ip(&["link", "del", "eth1"])?;
-    eventually(&task, "[ ! -e /sys/class/net/eth1 ]")?;
-    ping(&task, "", &format!("{}.1", subnet(13, runtime)))
+    eventually(task, "[ ! -e /sys/class/net/eth1 ]")?;
+    ping(task, "", &format!("{}.1", subnet(ON_A_BRIDGE, runtime)))
 }
 
 fn none(runtime: Runtime) -> Result<()> {
@@ -419,9 +391,7 @@ fn not_the_hosts(runtime: Runtime) -> Result<()> {
     let finished = Run::new(runtime, &["true"]).flag("--net-host").finish()?;
     ensure!(finished.code == 1 && finished.stderr.contains("host's network"), "{finished:?}");
     let task = Task::start(Run::new(runtime, &["sleep", "1000"]))?;
-    let pid = ctr(&["task", "ls"])?;
-    let line = pid.lines().find(|line| line.starts_with(&format!("{} ", task.id)));
-    let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("not listed")?;
+    let pid = client::task(&task.id)?.pid;
     let joined = Run::new(runtime, &["true"]).flag("--with-ns");
     let finished = joined.flag(format!("network:/proc/{pid}/ns/net")).finish()?;
     ensure!(finished.code == 1 && finished.stderr.contains("another container"), "{finished:?}");
@@ -446,14 +416,19 @@ fn namespace_left_as_it_was(runtime: Runtime) -> Result<()> {
             for pid in ours {
                 run("kill", &["-9", pid])?;
             }
-            task.becomes("STOPPED").or_else(|error| {
-                // A task whose shim was killed is gone from the list at once.
-                if ctr(&["task", "ls"])?.contains(&task.id) { Err(error) } else { Ok(()) }
+            // A task whose shim was killed is gone at once.
+            until_true("the task has ended", PATIENCE, || {
+                Ok(client::task_is(&task.id, "STOPPED") || client::is_gone(&task.id))
             })?;
         }
         drop(task);
-        ensure!(network.disciplines()?.is_empty(), "{victim}: {}", network.disciplines()?);
-        ensure!(listing()? == before, "{victim}: {}", listing()?);
+        // What ends in order has gone when the call returns.
+        let patience = if victim.is_empty() { Duration::ZERO } else { CLEAN_UP };
+        let as_before = until_true("the namespace is as before", patience, || {
+            Ok(network.disciplines()?.is_empty() && listing()? == before)
+        });
+        as_before
+            .with_context(|| format!("{victim}: {:?} {:?}", network.disciplines(), listing()))?;
     }
     Ok(())
 }

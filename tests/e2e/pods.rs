@@ -11,6 +11,7 @@ use husk_tests::streaming::{STDERR, STDIN, STDOUT};
 use k8s_cri::v1::{ContainerStats, LinuxContainerResources};
 
 use crate::Case;
+use crate::shared::Shared;
 
 pub const CASES: &[Case] = &[
     ("pods::two_containers_and_an_init", two_and_an_init),
@@ -40,6 +41,28 @@ pub const OF_A_SANDBOX: &[Case] = &[
 /// The row that says whether a version of containerd gets along with pods at all.
 pub const OF_EACH_VERSION: &[Case] = &[("pods::two_containers_and_an_init", two_and_an_init)];
 
+/// An ordinary pod, for rows whose containers do not mind others beside them.
+pub static POD: Shared<Pod> = Shared::new(|runtime| Pod::run(runtime, &Wanted::default()));
+
+/// A pod with settings of its own, and its only container.
+pub static SET: Shared<(Pod, String)> = Shared::new(|runtime| {
+    let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "99")];
+    let sysctls: HashMap<String, String> =
+        sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let servers = vec!["10.1.2.3".to_owned(), "10.1.2.4".to_owned()];
+    let pod =
+        Pod::run(runtime, &Wanted { cgroup: "/husk-pods", sysctls, servers, ..Wanted::default() })?;
+    let limits = LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    };
+    let id = pod.container(&Inside { limits: Some(limits), ..sleeping("limited") })?;
+    Ok((pod, id))
+});
+
 fn sleeping<'a>(name: &'a str) -> Inside<'a> {
     Inside { name, line: "sleep 1000", ..Inside::default() }
 }
@@ -47,7 +70,7 @@ fn sleeping<'a>(name: &'a str) -> Inside<'a> {
 /// An init container prepares a volume; the others talk over it, over a socket in it, over shared
 /// memory and over the loopback device, and stay apart in everything else.
 fn two_and_an_init(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     let volume = pod.folder.path().join("volume");
     std::fs::create_dir(&volume)?;
     let probe = PathBuf::from(probe_path()?);
@@ -79,8 +102,8 @@ fn two_and_an_init(runtime: Runtime) -> Result<()> {
 }
 
 fn exec_sync(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
-    let id = pod.container(&sleeping("one"))?;
+    let pod = POD.of(runtime)?;
+    let id = pod.container(&sleeping("exec"))?;
     let ran = pod.exec(&id, "echo out; echo err >&2; exit 3", 0)?;
     ensure!((ran.exit_code, &*ran.stdout, &*ran.stderr) == (3, b"out\n", b"err\n"), "{ran:?}");
     let late = pod.exec(&id, "echo begun; sleep 1000", 3).err().context("it ended")?;
@@ -92,9 +115,9 @@ fn exec_sync(runtime: Runtime) -> Result<()> {
 
 /// Exec and attach through the stream server.
 fn streams(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     let line = "while read line; do echo got $line; echo err $line >&2; done";
-    let id = pod.container(&Inside { name: "one", line, stdin: true, ..Inside::default() })?;
+    let id = pod.container(&Inside { name: "streams", line, stdin: true, ..Inside::default() })?;
 
     let mut exec =
         pod.exec_stream(&id, "echo out; echo err >&2; read x; echo $x; exit 3", false)?;
@@ -121,7 +144,7 @@ fn streams(runtime: Runtime) -> Result<()> {
         attached.until(STDERR, &format!("err {word}\n"))?;
         // Who leaves takes nothing along.
         drop(attached);
-        pod.logs("one", &format!("stdout got {word}"))?;
+        pod.logs("streams", &format!("stdout got {word}"))?;
     }
     ensure!(pod.status(&id)?.state == RUNNING);
     Ok(())
@@ -129,9 +152,9 @@ fn streams(runtime: Runtime) -> Result<()> {
 
 /// containerd dials the port in the pod's network namespace on the host.
 fn port_forward(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     let line = "echo served > /tmp/file; exec httpd -f -p 127.0.0.1:8080 -h /tmp";
-    let id = pod.container(&Inside { name: "one", line, ..Inside::default() })?;
+    let id = pod.container(&Inside { name: "served", line, ..Inside::default() })?;
     pod.shell(&id, "until wget -q -O /dev/null http://127.0.0.1:8080/file; do sleep 0.1; done")?;
     for _ in 0..3 {
         let mut port = pod.port_forward(8080)?;
@@ -144,22 +167,22 @@ fn port_forward(runtime: Runtime) -> Result<()> {
 }
 
 fn logs(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     let line = "echo first; echo error >&2; until [ -e /tmp/go ]; do sleep 0.1; done; echo second; sleep 1000";
-    let id = pod.container(&Inside { name: "one", line, ..Inside::default() })?;
-    pod.logs("one", "stdout first")?;
-    pod.logs("one", "stderr error")?;
-    let path = pod.folder.path().join("one.log");
-    std::fs::rename(&path, pod.folder.path().join("rotated"))?;
+    let id = pod.container(&Inside { name: "logs", line, ..Inside::default() })?;
+    pod.logs("logs", "stdout first")?;
+    pod.logs("logs", "stderr error")?;
+    let path = pod.folder.path().join("logs.log");
+    std::fs::rename(&path, pod.folder.path().join("logs.rotated"))?;
     pod.reopen_log(&id)?;
     pod.shell(&id, "touch /tmp/go")?;
-    pod.logs("one", "stdout second")?;
-    ensure!(pod.log("one")? == ["stdout second"], "{:?}", pod.log("one"));
+    pod.logs("logs", "stdout second")?;
+    ensure!(pod.log("logs")? == ["stdout second"], "{:?}", pod.log("logs"));
     Ok(())
 }
 
 fn ends(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     for (line, code, reason) in [("exit 0", 0, "Completed"), ("exit 5", 5, "Error")] {
         let id = pod.container(&Inside { name: "ends", line, ..Inside::default() })?;
         let status = pod.ended(&id)?;
@@ -188,7 +211,7 @@ fn memory(bytes: i64) -> Option<LinuxContainerResources> {
 }
 
 fn out_of_memory(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted::default())?;
+    let pod = POD.of(runtime)?;
     let inside = Inside {
         name: "greedy",
         line: "exec tail -c 200m /dev/zero",
@@ -202,19 +225,12 @@ fn out_of_memory(runtime: Runtime) -> Result<()> {
 }
 
 fn limits(runtime: Runtime) -> Result<()> {
-    let pod = Pod::run(runtime, &Wanted { cgroup: "/husk-pods", ..Wanted::default() })?;
-    let limits = LinuxContainerResources {
-        cpu_period: 100_000,
-        cpu_quota: 50_000,
-        cpu_shares: 512,
-        memory_limit_in_bytes: 64 << 20,
-        ..Default::default()
-    };
-    let id = pod.container(&Inside { limits: Some(limits), ..sleeping("limited") })?;
+    let set = SET.of(runtime)?;
+    let (pod, id) = &*set;
     let look = "cd /sys/fs/cgroup; cat cpu.max memory.max";
     let weight =
-        || Ok::<u32, anyhow::Error>(pod.shell(&id, "cat /sys/fs/cgroup/cpu.weight")?.parse()?);
-    let seen = pod.shell(&id, look)?;
+        || Ok::<u32, anyhow::Error>(pod.shell(id, "cat /sys/fs/cgroup/cpu.weight")?.parse()?);
+    let seen = pod.shell(id, look)?;
     ensure!(seen == "50000 100000\n67108864", "{seen}");
     let before = weight()?;
     let limits = LinuxContainerResources {
@@ -224,11 +240,11 @@ fn limits(runtime: Runtime) -> Result<()> {
         memory_limit_in_bytes: 96 << 20,
         ..Default::default()
     };
-    pod.update(&id, limits)?;
-    let seen = pod.shell(&id, look)?;
+    pod.update(id, limits)?;
+    let seen = pod.shell(id, look)?;
     ensure!(seen == "25000 100000\n100663296", "{seen}");
     ensure!(weight()? > before, "{before}, then {}", weight()?);
-    let stats = pod.stats(&id)?;
+    let stats = pod.stats(id)?;
     let listed = pod.list_stats()?;
     let name = |stats: &ContainerStats| stats.attributes.as_ref().map(|one| one.id.clone());
     ensure!(listed.len() == 1 && name(&listed[0]) == Some(id.clone()), "{listed:?}");
@@ -280,19 +296,13 @@ fn shared_process_ids(runtime: Runtime) -> Result<()> {
 }
 
 fn settings(runtime: Runtime) -> Result<()> {
-    let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "99")];
-    let sysctls: HashMap<String, String> =
-        sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let servers = vec!["10.1.2.3".to_owned(), "10.1.2.4".to_owned()];
-    let pod = Pod::run(runtime, &Wanted { sysctls, servers, ..Wanted::default() })?;
-    let id = pod.container(&sleeping("one"))?;
+    let set = SET.of(runtime)?;
+    let (pod, id) = &*set;
     let look = "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start; \
                 hostname; cat /etc/hostname; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2";
-    let seen = pod.shell(&id, look)?;
-    let names = pod.shell(
-        &id,
-        "grep nameserver /etc/resolv.conf; grep -o -w localhost /etc/hosts | head -1",
-    )?;
+    let seen = pod.shell(id, look)?;
+    let names = pod
+        .shell(id, "grep nameserver /etc/resolv.conf; grep -o -w localhost /etc/hosts | head -1")?;
     ensure!(names == "nameserver 10.1.2.3\nnameserver 10.1.2.4\nlocalhost", "{names}");
     let lines: Vec<_> = seen.lines().collect();
     ensure!(lines[..2] == ["1", "99"] && lines[2] == lines[3] && lines[4] == "65536", "{seen}");

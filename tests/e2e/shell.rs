@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use husk_tests::containerd::{Finished, Run, Runtime, finish, start, task_is};
+use husk_tests::client::task_is;
+use husk_tests::containerd::{Finished, Run, Runtime, finish, first_of, start};
 use husk_tests::events::Events;
 use husk_tests::leftovers::{Listing, nothing_left};
 use husk_tests::task::Task;
@@ -32,7 +33,7 @@ pub fn in_guest(sandbox: &str, line: &str) -> Result<Finished> {
 /// With pipes and with a terminal; nothing of it is left, whether it ends or is given up.
 fn in_the_guest(runtime: Runtime) -> Result<()> {
     let _allowed = DropIn::new(ALLOWED)?;
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let whole = Listing::now()?;
     let task = Task::start(Run::new(runtime, &["sleep", "4242"]))?;
     let before = Listing::now()?;
@@ -86,7 +87,7 @@ fn not_allowed(runtime: Runtime) -> Result<()> {
 
 /// Killed from outside, as the host's root can do under runc.
 fn ends_init(runtime: Runtime) -> Result<()> {
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let _allowed = DropIn::new(ALLOWED)?;
     let before = Listing::now()?;
     let mut events = Events::follow()?;
@@ -104,7 +105,7 @@ fn ends_init(runtime: Runtime) -> Result<()> {
 /// Nobody in a guest can kill its first process, so it is made to fail: its code is overwritten. The
 /// kernel does not live on without it.
 fn ends_agent(runtime: Runtime) -> Result<()> {
-    Run::new(runtime, &["true"]).finish()?.text(0)?;
+    first_of(runtime)?;
     let _allowed = DropIn::new(ALLOWED)?;
     let before = Listing::now()?;
     let run = Run::new(runtime, &["sleep", "1000"]);

@@ -1,13 +1,17 @@
 //! Standard input, output and error: nothing lost, nothing mixed, nothing out of order.
 
 use std::io::Read;
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{Run, Runtime};
+use husk_tests::containerd::{PROBE, Run, Runtime, spawn};
 
 use crate::Case;
 use crate::endurance::number;
+use crate::files::DEFAULT;
+use crate::shared::Part;
+use crate::within;
 
 pub const CASES: &[Case] = &[
     ("stdio::apart", apart),
@@ -23,8 +27,21 @@ pub const CASES: &[Case] = &[
     ("stdio::closed_by_the_process", closed_by_the_process),
 ];
 
+/// MiB that go through a container's streams: many times what all buffers on the way hold.
+const OUTPUT: u64 = 10;
+
+const APART: Part = Part::new("apart", "echo out; echo err >&2; echo out again");
+/// As nginx and others do with their logs; works on a pipe, not on a socket.
+const REOPEN: Part = Part::new("reopen", "echo o > /dev/stdout; echo e > /dev/stderr");
+const KINDS: Part =
+    Part::new("kinds", "for n in 0 1 2; do readlink /proc/1/fd/$n | cut -d: -f1; done");
+
+/// Parts that run in an ordinary container.
+pub const PARTS: [Part; 3] = [APART, REOPEN, KINDS];
+
 fn apart(runtime: Runtime) -> Result<()> {
-    let finished = Run::shell(runtime, "echo out; echo err >&2; echo out again").finish()?;
+    let shared = DEFAULT.of(runtime)?;
+    let finished = APART.finished(&shared.ran)?;
     ensure!(finished.text(0)? == "out\nout again", "{finished:?}");
     ensure!(finished.stderr == "err\n", "{finished:?}");
     Ok(())
@@ -32,8 +49,9 @@ fn apart(runtime: Runtime) -> Result<()> {
 
 fn through_cat(runtime: Runtime) -> Result<()> {
     let mut state = 1_u32;
-    let mut input = Vec::with_capacity(64 << 20);
-    while input.len() < 64 << 20 {
+    let length = usize::try_from(number("HUSK_OUTPUT", OUTPUT)?)? << 20;
+    let mut input = Vec::with_capacity(length);
+    while input.len() < length {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         input.extend_from_slice(&state.to_le_bytes());
     }
@@ -64,7 +82,12 @@ fn check_pattern(out: &mut impl Read, mebibytes: u64, pause: Duration) -> Result
 }
 
 fn pattern(runtime: Runtime, mebibytes: u64, before: Duration, pause: Duration) -> Result<()> {
-    let mut child = Run::probe(runtime, &["pattern", &mebibytes.to_string()])?.spawn()?;
+    let child = Run::probe(runtime, &["pattern", &mebibytes.to_string()])?.spawn()?;
+    check_child(child, mebibytes, before, pause)
+}
+
+/// Checks the output of a probe that has been started.
+fn check_child(mut child: Child, mebibytes: u64, before: Duration, pause: Duration) -> Result<()> {
     drop(child.stdin.take());
     let mut out = child.stdout.take().context("no stdout")?;
     std::thread::sleep(before);
@@ -79,13 +102,21 @@ fn pattern(runtime: Runtime, mebibytes: u64, before: Duration, pause: Duration) 
 }
 
 fn slow_reader(runtime: Runtime) -> Result<()> {
-    let mebibytes = number("HUSK_OUTPUT", 64)?;
+    let mebibytes = number("HUSK_OUTPUT", OUTPUT)?;
     pattern(runtime, mebibytes, Duration::from_secs(3), Duration::from_millis(50))
 }
 
 fn ends_at_once(runtime: Runtime) -> Result<()> {
-    for _ in 0..5 {
+    for _ in 0..2 {
         pattern(runtime, 1, Duration::ZERO, Duration::ZERO)?;
+    }
+    // As does a process that was added.
+    let shared = within::SHARED.of(runtime)?;
+    for number in 0..3 {
+        let name = format!("ends-at-once-{number}");
+        let child =
+            spawn(&["task", "exec", "--exec-id", &name, &shared.task.id, PROBE, "pattern", "1"])?;
+        check_child(child, 1, Duration::ZERO, Duration::ZERO)?;
     }
     Ok(())
 }
@@ -105,18 +136,18 @@ fn input_not_read(runtime: Runtime) -> Result<()> {
 }
 
 fn reopen_by_path(runtime: Runtime) -> Result<()> {
-    // As nginx and others do with their logs; works on a pipe, not on a socket.
-    let finished = Run::shell(runtime, "echo o > /dev/stdout; echo e > /dev/stderr").finish()?;
+    let shared = DEFAULT.of(runtime)?;
+    let finished = REOPEN.finished(&shared.ran)?;
     ensure!(finished.text(0)? == "o" && finished.stderr == "e\n", "{finished:?}");
     Ok(())
 }
 
 fn kinds(runtime: Runtime) -> Result<()> {
-    let line = "for n in 0 1 2; do readlink /proc/self/fd/$n | cut -d: -f1; done";
-    let text = Run::shell(runtime, line).finish()?.text(0)?;
+    let text = KINDS.text(&DEFAULT.of(runtime)?.ran, 0)?;
     // With runc the streams are containerd's FIFOs themselves.
     ensure!(
-        text.lines().all(|kind| kind == "pipe" || kind.starts_with("/run/containerd/fifo")),
+        text.lines().count() == 3
+            && text.lines().all(|kind| kind == "pipe" || kind.starts_with("/run/containerd/fifo")),
         "{text}"
     );
     Ok(())

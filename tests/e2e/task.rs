@@ -11,6 +11,7 @@ use husk_tests::wait::{PATIENCE, until, until_true};
 use serde_json::json;
 
 use crate::Case;
+use crate::within::SHARED;
 
 pub const CASES: &[Case] = &[
     ("task::exec", exec),
@@ -34,7 +35,8 @@ fn sleeping(runtime: Runtime) -> Result<Task> {
 }
 
 fn exec(runtime: Runtime) -> Result<()> {
-    let task = sleeping(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let finished = task.exec(&["sh", "-c", "echo out; echo err >&2; exit 3"])?;
     ensure!(finished.text(3)? == "out" && finished.stderr == "err\n", "{finished:?}");
     let text = task.exec_with(&["--cwd", "/tmp", "--user", "1000"], &["sh", "-c", "pwd; id -u"])?;
@@ -60,7 +62,8 @@ fn exec_is_restricted(runtime: Runtime) -> Result<()> {
 }
 
 fn exec_errors(runtime: Runtime) -> Result<()> {
-    let task = sleeping(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let since = Instant::now();
     let missing = task.exec(&["nosuch"])?;
     let wanted = r#"exec: "nosuch": executable file not found in $PATH"#;
@@ -103,7 +106,8 @@ fn list(runtime: Runtime) -> Result<()> {
 
 /// The process that clients are told of stands for the container on the host.
 fn pid(runtime: Runtime) -> Result<()> {
-    let task = sleeping(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let listed = ctr(&["task", "ls"])?;
     let line = listed.lines().find(|line| line.starts_with(&format!("{} ", task.id)));
     let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("not listed")?;
@@ -238,7 +242,8 @@ fn attach_twice(runtime: Runtime) -> Result<()> {
 }
 
 fn delete_while_running(runtime: Runtime) -> Result<()> {
-    let task = sleeping(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let error = task.call("delete").err().context("deleted")?.to_string();
     ensure!(error.contains("must be stopped before deletion"), "{error}");
     ensure!(task.shell("echo alive")? == "alive");

@@ -1,11 +1,12 @@
 //! Terminals: sizes, keys that mean signals, job control, coming back.
 
 use anyhow::{Result, ensure};
-use husk_tests::containerd::{BUSYBOX, Run, Runtime};
+use husk_tests::containerd::{BUSYBOX, Runtime};
 use husk_tests::task::Task;
 use husk_tests::terminal::Terminal;
 
 use crate::Case;
+use crate::within::SHARED;
 
 pub const CASES: &[Case] = &[
     ("terminal::size_and_resize", size_and_resize),
@@ -72,7 +73,8 @@ fn exit_code(runtime: Runtime) -> Result<()> {
 }
 
 fn exec(runtime: Runtime) -> Result<()> {
-    let task = Task::start(Run::new(runtime, &["sleep", "1000"]))?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let line = "until [ \"$(stty size)\" = '20 60' ]; do sleep 0.1; done; tty; read a; echo got $a; exit 3";
     let words = ["task", "exec", "--tty", "--exec-id", "t", &task.id, "sh", "-c", line];
     let mut terminal = Terminal::start(&words, 20, 60)?;

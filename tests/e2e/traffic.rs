@@ -14,14 +14,15 @@ use husk_tests::task::Task;
 use husk_tests::wait::PATIENCE;
 
 use crate::Case;
-use crate::network::{bridge_plugin, bridged, inside, ping, same_as_laid, sleeping, subnet};
+use crate::laid::{BRIDGED, ON_A_BRIDGE, ON_TWO_BRIDGES, TWO};
+use crate::network::{bridge_plugin, bridged, inside, ping, pings, same_as_laid, subnet};
 
 pub const CASES: &[Case] = &[
     ("traffic::both_families_between_containers", both_families),
     ("traffic::datagrams", datagrams),
-    ("traffic::mtu_1280", |runtime| mtu(runtime, 19, 1280)),
-    ("traffic::mtu_1500", |runtime| mtu(runtime, 20, 1500)),
-    ("traffic::mtu_9000", |runtime| mtu(runtime, 21, 9000)),
+    ("traffic::mtu_1280", |runtime| mtu_of(runtime, ON_TWO_BRIDGES[0])),
+    ("traffic::mtu_1500", mtu_1500),
+    ("traffic::mtu_9000", |runtime| mtu_of(runtime, ON_TWO_BRIDGES[1])),
     ("traffic::names", names),
 ];
 
@@ -30,14 +31,11 @@ fn subnet_v6(case: u8, runtime: Runtime) -> String {
 }
 
 fn both_families(runtime: Runtime) -> Result<()> {
-    let (network, _bridge) = bridged(17, runtime, 1500)?;
-    let mut other = Network::new()?;
-    other.lay("eth0", bridge_plugin(17, runtime, 1500))?;
-    let _server = Task::start(inside(&network, Run::shell(runtime, "nc -ll -p 7 -e cat")))?;
-    let client = sleeping(&other, runtime)?;
-    let (v4, v6) = (subnet(17, runtime), subnet_v6(17, runtime));
+    let shared = BRIDGED.of(runtime)?;
+    let client = &shared.client;
+    let (v4, v6) = (subnet(ON_A_BRIDGE, runtime), subnet_v6(ON_A_BRIDGE, runtime));
     for to in [format!("{v4}.2"), format!("{v6}:2")] {
-        ping(&client, "-s 60000", &to)?;
+        ping(client, "-s 60000", &to)?;
         let line = format!(
             "for i in $(seq 10); do echo hello | nc -w 10 {to} 7 && exit; sleep 1; done; exit 1"
         );
@@ -62,7 +60,7 @@ const ASK: &str = "use Socket qw(:DEFAULT inet_pton IN6ADDR_ANY pack_sockaddr_in
 /// Host to container, container to host, container to container; whole ones and fragmented ones.
 fn datagrams(runtime: Runtime) -> Result<()> {
     let (network, _bridge) = bridged(18, runtime, 1500)?;
-    let mut other = Network::new()?;
+    let other = Network::new()?;
     other.lay("eth0", bridge_plugin(18, runtime, 1500))?;
     let server = Run::new(runtime, &["perl", "-e", ECHO]).image(DEBIAN);
     let _server = Task::start(inside(&network, server))?;
@@ -138,17 +136,24 @@ impl Drop for Echo {
 }
 
 /// Packets of every length that the MTU makes of 60,000 bytes.
-fn mtu(runtime: Runtime, case: u8, mtu: u32) -> Result<()> {
-    let (network, _bridge) = bridged(case, runtime, mtu)?;
-    let task = sleeping(&network, runtime)?;
-    same_as_laid(&network, &task, "eth0")?;
-    for to in [format!("{}.1", subnet(case, runtime)), format!("{}:1", subnet_v6(case, runtime))] {
-        ping(&task, "-s 60000", &to)?;
-        // The largest that passes whole.
-        let header = if to.contains(':') { 48 } else { 28 };
-        ping(&task, &format!("-s {}", mtu - header), &to)?;
-    }
-    Ok(())
+fn mtu(runtime: Runtime, task: &Task, case: u8, mtu: u32) -> Result<()> {
+    let to = [format!("{}.1", subnet(case, runtime)), format!("{}:1", subnet_v6(case, runtime))];
+    // The largest that pass whole.
+    let whole = [28, 48].map(|header| format!("-s {}", mtu - header));
+    let many = "-s 60000";
+    pings(task, &[(many, &to[0]), (&whole[0], &to[0]), (many, &to[1]), (&whole[1], &to[1])])
+}
+
+fn mtu_1500(runtime: Runtime) -> Result<()> {
+    let shared = BRIDGED.of(runtime)?;
+    same_as_laid(&shared.network, &shared.task, "eth0")?;
+    mtu(runtime, &shared.task, ON_A_BRIDGE, 1500)
+}
+
+fn mtu_of(runtime: Runtime, (interface, case, wanted): (&str, u8, u32)) -> Result<()> {
+    let shared = TWO.of(runtime)?;
+    same_as_laid(&shared.network, &shared.task, interface)?;
+    mtu(runtime, &shared.task, case, wanted)
 }
 
 /// A name server on the bridge, ended with the case.

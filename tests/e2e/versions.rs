@@ -13,7 +13,7 @@ use husk_tests::wait::CLEAN_UP;
 use libtest_mimic::Arguments;
 
 use crate::faults::strike;
-use crate::{Case, daemon, pods, trials};
+use crate::{Case, daemon, end_shared, pods, trials};
 
 /// The calls of a task by `ctr`, and whole pods.
 const CASES: &[Case] = &[("versions::task", task)];
@@ -43,6 +43,7 @@ pub fn run(folder: &str, mut arguments: Arguments) -> Result<()> {
         one_by_one = trials(SANDBOX_CASES, &[Runtime::HuskSandbox]);
     }
     let first = libtest_mimic::run(&arguments, side_by_side);
+    end_shared();
     arguments.test_threads = Some(1);
     let last = libtest_mimic::run(&arguments, one_by_one);
     if first.has_failed() || last.has_failed() {

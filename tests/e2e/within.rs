@@ -1,6 +1,5 @@
 //! Cases that share one container for each runtime: what can be seen by a process added to it.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +8,7 @@ use husk_tests::task::Task;
 use husk_tests::wait::{PATIENCE, until_true};
 
 use crate::Case;
+use crate::shared::Shared;
 
 pub const CASES: &[Case] = &[
     ("within::odd_names", |runtime| probe(runtime, "odd-names")),
@@ -29,40 +29,28 @@ pub const CASES: &[Case] = &[
     ("within::exec_signals", signals),
 ];
 
-/// A container, and the volume it has.
-struct Shared {
-    runtime: Runtime,
-    task: Arc<Task>,
-    _volume: tempfile::TempDir,
+/// A container that runs until the rows are done, and the volume it has.
+pub struct Within {
+    /// The container.
+    pub task: Task,
+    /// The folder that it sees as `/volume`.
+    pub volume: tempfile::TempDir,
 }
 
-static SHARED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
-
 /// The runtime's container.
-fn shared(runtime: Runtime) -> Result<Arc<Task>> {
-    let mut all = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(shared) = all.iter().find(|shared| shared.runtime == runtime) {
-        return Ok(Arc::clone(&shared.task));
-    }
+pub static SHARED: Shared<Within> = Shared::new(|runtime| {
     let volume = tempfile::tempdir()?;
     let mount = format!("type=bind,src={},dst=/volume,options=rbind:rw", volume.path().display());
     let run = Run::new(runtime, &["sleep", "100000"]).flag("--mount").flag(mount);
-    let task = Arc::new(Task::start(run.with_probe()?)?);
-    all.push(Shared { runtime, task: Arc::clone(&task), _volume: volume });
-    Ok(task)
-}
-
-/// Ends the containers, before cases that look at the whole machine.
-pub fn end() {
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner).clear();
-}
+    Ok(Within { task: Task::start(run.with_probe()?)?, volume })
+});
 
 fn probe(runtime: Runtime, check: &str) -> Result<()> {
     probe_at(runtime, check, "/root")
 }
 
 fn probe_at(runtime: Runtime, check: &str, folder: &str) -> Result<()> {
-    let text = shared(runtime)?.exec(&[PROBE, check, folder])?.text(0)?;
+    let text = SHARED.of(runtime)?.task.exec(&[PROBE, check, folder])?.text(0)?;
     ensure!(text == check, "{text}");
     Ok(())
 }
@@ -77,7 +65,7 @@ fn layers(runtime: Runtime) -> Result<()> {
                 rm /bin/yes && [ ! -e /bin/yes ] && ls /bin | grep -c '^yes$'; \
                 mkdir /bin/yes && stat -c %F /bin/yes; \
                 mv /etc/passwd /etc/passwd- && mv /etc/passwd- /etc/passwd && wc -l < /etc/passwd";
-    let text = shared(runtime)?.shell(line)?;
+    let text = SHARED.of(runtime)?.task.shell(line)?;
     let wanted =
         "2\n/var:\nmoved\n\n/var/moved:\nmail\n\n/var/moved/mail:\n0\n700\n755\n0\ndirectory\n4";
     ensure!(text == wanted, "{text}");
@@ -85,7 +73,8 @@ fn layers(runtime: Runtime) -> Result<()> {
 }
 
 fn many_at_once(runtime: Runtime) -> Result<()> {
-    let task = shared(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let started: Vec<_> = (0..12)
         .map(|number| {
             let (name, line) =
@@ -102,7 +91,8 @@ fn many_at_once(runtime: Runtime) -> Result<()> {
 
 /// A child that holds the streams does not hold up the end; and it lives on.
 fn leaves_a_child(runtime: Runtime) -> Result<()> {
-    let task = shared(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let since = Instant::now();
     let finished = task.exec(&["sh", "-c", "sleep 1234 & echo left; exit 4"])?;
     ensure!(finished.text(4)? == "left", "{finished:?}");
@@ -115,13 +105,13 @@ fn long_arguments(runtime: Runtime) -> Result<()> {
     let long = "w".repeat(100_000);
     let mut words = vec!["sh", "-c", "echo $# ${#1} ${#10}", "sh"];
     words.extend([long.as_str(); 10]);
-    let text = shared(runtime)?.exec(&words)?.text(0)?;
+    let text = SHARED.of(runtime)?.task.exec(&words)?.text(0)?;
     ensure!(text == "10 100000 100000", "{text}");
     Ok(())
 }
 
 fn folder_is_missing(runtime: Runtime) -> Result<()> {
-    let finished = shared(runtime)?.exec_with(&["--cwd", "/no/such"], &["true"])?;
+    let finished = SHARED.of(runtime)?.task.exec_with(&["--cwd", "/no/such"], &["true"])?;
     let wanted = "chdir to cwd (\"/no/such\") set in config.json failed: no such file or directory";
     ensure!(finished.code == 1 && finished.stderr.contains(wanted), "{finished:?}");
     Ok(())
@@ -129,7 +119,8 @@ fn folder_is_missing(runtime: Runtime) -> Result<()> {
 
 /// It leads a session and a group of its own, and its input ends with the client's.
 fn session_and_input(runtime: Runtime) -> Result<()> {
-    let task = shared(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let line = "echo ready; wc -c; exec awk '{ print ($1 == $5) ($1 == $6) }' /proc/self/stat";
     let words = ["task", "exec", "--exec-id", "session", &task.id, "sh", "-c", line];
     let mut child = spawn(&words)?;
@@ -145,7 +136,8 @@ fn session_and_input(runtime: Runtime) -> Result<()> {
 
 /// Ends by signals, its own and a client's.
 fn signals(runtime: Runtime) -> Result<()> {
-    let task = shared(runtime)?;
+    let shared = SHARED.of(runtime)?;
+    let task = &shared.task;
     let text =
         task.shell("for s in SEGV ABRT USR1; do sh -c \"kill -$s \\$\\$\"; echo $?; done")?;
     ensure!(text == "139\n134\n138", "{text}");

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::client::{has_image, remove_container, task_is};
 use crate::wait::{PATIENCE, until};
 
 /// The runtimes that every case runs on.
@@ -124,7 +126,7 @@ impl Run {
     /// themselves; its root file system is a plain folder on the host.
     pub fn spec(runtime: Runtime, line: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let mut run = Self::shell(runtime, line);
-        let mut spec: Value = serde_json::from_str(&ctr(&["oci", "spec"])?)?;
+        let mut spec = default_spec()?;
         let root = root_folder(&run.id)?;
         spec["root"] = serde_json::json!({ "path": root });
         spec["process"]["args"] = serde_json::json!(run.command);
@@ -193,6 +195,9 @@ impl Run {
 
     /// Starts it with pipes on its three streams.
     pub fn spawn(&self) -> Result<Child> {
+        if self.image == DEBIAN && self.spec.is_none() {
+            import_debian()?;
+        }
         start(&mut self.ctr())
     }
 
@@ -225,8 +230,41 @@ impl Run {
 
     /// Removes a kept container.
     pub fn remove(&self) -> Result<()> {
-        ctr(&["container", "rm", &self.id]).map(drop)
+        remove_container(&self.id)
     }
+}
+
+/// The spec that `ctr` gives a container, asked for once.
+fn default_spec() -> Result<Value> {
+    static SPEC: OnceLock<Value> = OnceLock::new();
+    if let Some(spec) = SPEC.get() {
+        return Ok(spec.clone());
+    }
+    let spec: Value = serde_json::from_str(&ctr(&["oci", "spec"])?)?;
+    Ok(SPEC.get_or_init(|| spec).clone())
+}
+
+/// Runs a container unless the runtime has had one: what the first one makes and leaves for the later ones
+/// (snapshots of images, folders) is there then, before a listing is taken.
+pub fn first_of(runtime: Runtime) -> Result<()> {
+    static FIRST: [Mutex<bool>; 3] = [const { Mutex::new(false) }; 3];
+    let mut ran = FIRST[runtime as usize].lock().unwrap_or_else(PoisonError::into_inner);
+    if !*ran {
+        Run::new(runtime, &["true"]).finish()?.text(0)?;
+        *ran = true;
+    }
+    Ok(())
+}
+
+/// Imports [`DEBIAN`] unless it is there: it is large, and few rows want it.
+fn import_debian() -> Result<()> {
+    static IMPORT: Mutex<()> = Mutex::new(());
+    let _one = IMPORT.lock().unwrap_or_else(PoisonError::into_inner);
+    if has_image(DEBIAN) {
+        return Ok(());
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images/debian.tar");
+    ctr(&["images", "import", path]).map(drop)
 }
 
 /// The probe on the host.
@@ -288,15 +326,6 @@ fn report() {
         let lines = text.lines().filter(|line| !line.contains(" [") && !line.contains("ps -eww"));
         eprintln!("hung:\n{}", lines.collect::<Vec<_>>().join("\n"));
     }
-}
-
-/// Whether containerd says so of the task.
-///
-/// A listing fails as a whole when any other task ends while it is made: then the answer is no.
-pub fn task_is(id: &str, status: &str) -> bool {
-    ctr(&["task", "ls"]).is_ok_and(|tasks| {
-        tasks.lines().any(|line| line.starts_with(&format!("{id} ")) && line.contains(status))
-    })
 }
 
 /// Starts a `ctr` command with pipes on its three streams.

@@ -21,11 +21,11 @@ use k8s_cri::v1::{
 };
 use tonic::transport::Channel;
 
+use crate::client::SOCKET;
 use crate::containerd::{BUSYBOX, Runtime, ctr};
 use crate::streaming::Session;
 use crate::wait::{PATIENCE, until, until_true};
 
-const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The states of the CRI's containers.
 pub const RUNNING: i32 = 1;
 /// See [`RUNNING`].

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub struct Network {
     /// Its name.
     pub name: String,
-    added: Vec<(String, Vec<Value>)>,
+    added: Mutex<Vec<(String, Vec<Value>)>>,
 }
 
 impl Network {
@@ -24,7 +25,7 @@ impl Network {
     pub fn new() -> Result<Self> {
         let name = format!("net-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         ip(&["netns", "add", &name])?;
-        Ok(Self { name, added: Vec::new() })
+        Ok(Self { name, added: Mutex::default() })
     }
 
     /// Its path.
@@ -38,10 +39,11 @@ impl Network {
     }
 
     /// Has a chain of plugins lay an interface; the last one's result.
-    pub fn lay(&mut self, interface: &str, chain: Value) -> Result<Value> {
+    pub fn lay(&self, interface: &str, chain: Value) -> Result<Value> {
         let plugins = chain.as_array().cloned().unwrap_or_else(|| vec![chain]);
         // Also what a chain that fails half-way has laid.
-        self.added.push((interface.to_owned(), plugins.clone()));
+        let added = (interface.to_owned(), plugins.clone());
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(added);
         let mut result = Value::Null;
         for plugin in &plugins {
             result = self.call("ADD", interface, plugin, &result)?;
@@ -94,7 +96,8 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for (interface, plugins) in self.added.iter().rev() {
+        let added = std::mem::take(&mut *self.added.lock().unwrap_or_else(PoisonError::into_inner));
+        for (interface, plugins) in added.iter().rev() {
             for plugin in plugins.iter().rev() {
                 let _ = self.call("DEL", interface, plugin, &Value::Null);
             }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::containerd::{Finished, Run, ctr, finish, spawn, task_is};
+use crate::client::{end_task, remove_container, task_is};
+use crate::containerd::{Finished, Run, ctr, finish, spawn};
 use crate::wait::{PATIENCE, until_true};
 
 /// A running container; dropping it ends and removes it.
@@ -69,7 +70,7 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         // It may have ended, or never have begun.
-        let _ = ctr(&["task", "delete", "--force", &self.id]);
-        let _ = ctr(&["container", "rm", &self.id]);
+        let _ = end_task(&self.id);
+        let _ = remove_container(&self.id);
     }
 }
