@@ -1,5 +1,5 @@
-//! What containerd tells the program when it runs it: the command line, and from containerd 2.3 on a
-//! message on standard input.
+//! The arguments of a run by containerd: the command line, and from containerd 2.3 on a message on
+//! standard input.
 
 use std::ffi::OsString;
 use std::fmt::Write;

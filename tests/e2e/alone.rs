@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
     ("alone::nothing_left_after_a_failed_create", after_a_failed_create),
 ];
 
-/// What only a microVM has, and can be looked at beside others.
+/// Rows for what only a microVM has, which may run beside others.
 pub const HUSK_CASES_BESIDE: &[Case] =
     &[("alone::own_kernel", own_kernel), ("alone::limits_make_the_machine_larger", larger_machine)];
 

@@ -66,7 +66,7 @@ const PARTS: [Part; 13] = [
 
 /// A container that has ended, with what it has left on the host.
 pub struct Ended {
-    /// What came of the parts.
+    /// Results of the parts.
     pub ran: Ran,
     run: Run,
 }

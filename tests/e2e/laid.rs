@@ -49,7 +49,7 @@ pub fn port(runtime: Runtime) -> u16 {
 pub struct Two {
     /// The container.
     pub task: Task,
-    /// Its network.
+    /// Network of the container.
     pub network: Network,
     _bridges: [Bridge; 2],
 }

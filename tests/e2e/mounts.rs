@@ -130,7 +130,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     Ok(Bound { ran, mounted, folder })
 });
 
-/// What came of [`BOUND`].
+/// Results of [`BOUND`].
 pub struct Bound {
     ran: Ran,
     // Before its folder goes.

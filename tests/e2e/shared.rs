@@ -36,7 +36,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// What can be ended, whatever it holds.
+/// A shared thing that can be ended, whatever it holds.
 trait End: Sync {
     fn end(&self, runtime: Runtime);
 }

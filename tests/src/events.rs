@@ -14,7 +14,7 @@ use containerd_client::types::Envelope;
 use crate::client::{SOCKET, call, named};
 use crate::wait::{PATIENCE, until_true};
 
-/// What containerd has told of a container.
+/// Events that containerd has published of a container.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// The kind.
