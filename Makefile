@@ -14,7 +14,7 @@ guest := target/guest
 hosted := containerd-shim-husk-v2 husk husk-vmm
 # The kernel and the crates are compiled side by side, where both are asked for.
 guest_goals := guest demo test bench machine
-built := programs $(if $(filter $(guest_goals),$(MAKECMDGOALS)),guest) $(filter bench,$(MAKECMDGOALS))
+built := $(if $(filter $(guest_goals),$(MAKECMDGOALS)),guest,programs) $(filter bench,$(MAKECMDGOALS))
 
 .PHONY: help tools built build guest install uninstall demo test check fuzz bench machine clean
 
