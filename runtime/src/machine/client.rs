@@ -28,11 +28,20 @@ use crate::lock::lock;
 /// How long a process may outlive its control socket.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long the process may take to answer a request that it can answer by itself.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long the process may take to build its machine.
+const BOOT_ANSWER: Duration = Duration::from_secs(60);
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineEnd {
     /// Whether it was told to.
     pub expected: bool,
+    /// Whether it was ended because its guest did not end a process that was killed: then SIGKILL is
+    /// what ended all processes in it.
+    pub killed: bool,
     /// Why, for the person at the terminal.
     pub reason: String,
 }
@@ -55,6 +64,14 @@ pub struct Machine {
     pid: u32,
 }
 
+/// Why a machine is ended whose guest or process does not do as it is told.
+#[derive(Debug)]
+struct GivenUp {
+    reason: String,
+    /// A process in it was to be killed.
+    killed: bool,
+}
+
 #[derive(Debug)]
 struct Shared {
     socket: AsyncFd<OwnedFd>,
@@ -62,8 +79,8 @@ struct Shared {
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>,
     listeners: Mutex<HashMap<u32, oneshot::Sender<OwnedFd>>>,
     kill: tokio::sync::Notify,
-    /// Why it was given up, if it was.
-    given_up: Mutex<Option<String>>,
+    /// How it was given up, if it was.
+    given_up: Mutex<Option<GivenUp>>,
     end: watch::Sender<Option<MachineEnd>>,
 }
 
@@ -76,7 +93,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let (child, socket) = Child::spawn(program, Role::Machine, network, log)?;
         let pid = child.pid().as_raw().unsigned_abs();
-        Self::over(socket, pid, async move |kill| follow(child, kill).await, log)
+        Self::over(socket, pid, async move |kill| child.life(kill).await, log)
     }
 
     /// Over a control socket that is already there; `life` ends with the process and says how.
@@ -181,7 +198,11 @@ impl Machine {
         match end.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(end)) => end.clone(),
             // The sender lives in `shared`, which we hold.
-            _ => MachineEnd { expected: false, reason: "the machine ended".to_owned() },
+            _ => MachineEnd {
+                expected: false,
+                killed: false,
+                reason: "the machine ended".to_owned(),
+            },
         }
     }
 
@@ -193,11 +214,45 @@ impl Machine {
     /// Ends the process at once, because its guest can no longer be trusted to do as it is told: `reason`
     /// says how that showed.
     pub fn give_up(&self, reason: &str) {
-        lock(&self.shared.given_up).get_or_insert_with(|| reason.to_owned());
+        self.give_up_as(GivenUp { reason: reason.to_owned(), killed: false });
+    }
+
+    /// Ends the process at once, because its guest does not end a process that was killed: SIGKILL
+    /// ends all others with it.
+    pub fn kill_all(&self, reason: &str) {
+        self.give_up_as(GivenUp { reason: reason.to_owned(), killed: true });
+    }
+
+    fn give_up_as(&self, given_up: GivenUp) {
+        lock(&self.shared.given_up).get_or_insert(given_up);
         self.kill();
     }
 
+    /// Sends a request and waits for the answer, no longer than a process takes that is in order.
     async fn ask(
+        &self,
+        request: MachineRequest,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, MachineError> {
+        let limit = match request {
+            MachineRequest::Boot(_) => BOOT_ANSWER,
+            // The answer is the guest's to bring about: the caller says how long that may take.
+            MachineRequest::AwaitMemory | MachineRequest::Connect { .. } => {
+                return self.ask_patiently(request, descriptors).await;
+            }
+            _ => ANSWER,
+        };
+        match tokio::time::timeout(limit, self.ask_patiently(request, descriptors)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let seconds = limit.as_secs();
+                self.give_up(&format!("the machine process did not answer within {seconds} s"));
+                Err(MachineError::Ended(self.end().await.reason))
+            }
+        }
+    }
+
+    async fn ask_patiently(
         &self,
         request: MachineRequest,
         descriptors: &[BorrowedFd<'_>],
@@ -266,15 +321,16 @@ impl Shared {
         };
         let Told { reason, mut expected, .. } = told;
         let mut reason = reason.map_or(how, |reason| reason.to_string());
+        let mut killed = false;
         if let Some(given_up) = lock(&self.given_up).take() {
-            (reason, expected) = (given_up, false);
+            (reason, expected, killed) = (given_up.reason, false, given_up.killed);
         }
         if expected {
             info!(log, "machine ended"; "reason" => &reason);
         } else {
             warn!(log, "machine ended unasked"; "reason" => &reason);
         }
-        self.end.send_replace(Some(MachineEnd { expected, reason }));
+        self.end.send_replace(Some(MachineEnd { expected, killed, reason }));
         lock(&self.waiting).clear();
         lock(&self.listeners).clear();
     }
@@ -341,14 +397,6 @@ async fn finish(
             life.await
         }
     }
-}
-
-async fn follow(child: Child, kill: Arc<tokio::sync::Notify>) -> String {
-    tokio::select! {
-        how = child.exited() => return how,
-        () = kill.notified() => child.kill(),
-    }
-    child.exited().await
 }
 
 /// Makes a control socket wait in the event loop instead of in the kernel.
@@ -483,7 +531,7 @@ pub(crate) mod tests {
         };
         let (answer, end) = tokio::join!(waiting, end);
         let panicked = "the guest kernel panicked".to_owned();
-        assert_eq!(end, MachineEnd { expected: false, reason: panicked.clone() });
+        assert_eq!(end, MachineEnd { expected: false, killed: false, reason: panicked.clone() });
         assert!(matches!(answer, Err(MachineError::Ended(reason)) if reason == panicked));
         let later = machine.request(MachineRequest::Pause, &[]).await;
         assert!(matches!(later, Err(MachineError::Ended(_))));
