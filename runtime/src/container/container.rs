@@ -12,8 +12,10 @@ use slog::{Logger, warn};
 use super::control::Going;
 use super::hooks::{self, HostHooks, HostMounts, State};
 use super::out_of_memory::OutOfMemory;
+use super::process::SIGKILL;
 use super::{
-    Bounds, ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan, Status,
+    Bounds, ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan,
+    Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
 use crate::io::{StdioPaths, Streams};
@@ -257,7 +259,17 @@ impl Container {
     ) -> Result<(), ContainerError> {
         if !exec_id.is_empty() {
             let exec = self.exec(exec_id)?;
-            drop(exec.starting.lock().await);
+            let started =
+                tokio::time::timeout(self.follower.bounds.kill_answer, exec.starting.lock());
+            match started.await {
+                Ok(starting) => drop(starting),
+                Err(_) if signal == SIGKILL => {
+                    let reason = "a process was to be killed, and the guest does not start it";
+                    self.follower.machine.kill_all(reason);
+                    return Ok(());
+                }
+                Err(_) => return Err(AgentError::Silent.into()),
+            }
         }
         self.process(exec_id)?.signal(signal, all).await
     }
@@ -396,6 +408,9 @@ impl Container {
     /// deleted: one that is silent loses its machine, and what one refuses to remove stays in it.
     async fn delete_in_guest(&self) {
         let Follower { agent, machine, bounds, log, .. } = &self.follower;
+        if machine.ended().is_some() {
+            return;
+        }
         let deleted = tokio::time::timeout(bounds.delete, agent.delete_container(&self.id)).await;
         match deleted.unwrap_or(Err(AgentError::Silent)) {
             Ok(()) => {}

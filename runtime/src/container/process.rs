@@ -19,7 +19,7 @@ use crate::machine::Machine;
 const LOST: u32 = 255;
 
 /// The signal that no process can refuse.
-const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+pub(super) const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 /// How long after a broken connection the end of the machine is awaited: the one brings the other. Else
 /// the guest has broken it, and its machine is ended.

@@ -1,9 +1,12 @@
 //! A sandbox over a machine and an agent that are played by the test.
 
+mod hostile;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,6 +52,8 @@ pub(crate) struct FakeMachine {
     size: Mutex<MemorySize>,
     /// The guest does not take up more than that.
     takes_mib: u64,
+    /// Answers no request any more.
+    silent: AtomicBool,
 }
 
 impl FakeMachine {
@@ -80,6 +85,9 @@ impl FakeMachine {
     fn serve(self: Arc<Self>) {
         while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.control) {
             let Request { id, request } = packet.message;
+            if self.silent.load(Ordering::Relaxed) {
+                continue;
+            }
             match request {
                 MachineRequest::Boot(_) => panic!("booted"),
                 MachineRequest::Pause => lock(&self.paused).push(true),
@@ -107,6 +115,38 @@ impl FakeMachine {
     }
 }
 
+/// How the agent answers one kind of call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    Well,
+    Never,
+    Refused,
+}
+
+impl Answer {
+    async fn given(self) -> ttrpc::Result<()> {
+        match self {
+            Self::Well => Ok(()),
+            Self::Never => std::future::pending().await,
+            Self::Refused => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                ttrpc::Code::FAILED_PRECONDITION,
+                "the guest will not",
+            ))),
+        }
+    }
+}
+
+/// What a guest does that is hostile.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mood {
+    kill: Answer,
+    delete: Answer,
+    /// Signals end no process.
+    immortal: bool,
+    exited_at_nanoseconds: i64,
+}
+
 /// One container at a time; its init writes when it is started and exits when it is signalled.
 struct FakeAgent {
     machine: Arc<FakeMachine>,
@@ -116,6 +156,13 @@ struct FakeAgent {
     status: watch::Sender<Option<u32>>,
     deleted: Arc<tokio::sync::Notify>,
     execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
+}
+
+impl FakeAgent {
+    fn mood(&self) -> Mood {
+        *lock(&self.mood)
+    }
 }
 
 /// Execs that run, before the agent has answered that they do.
@@ -177,6 +224,10 @@ impl Agent for FakeAgent {
             self.machine.note(format!("signal {} {}", request.signal, request.exec_id));
             return Ok(Empty::new());
         }
+        self.mood().kill.given().await?;
+        if self.mood().immortal {
+            return Ok(Empty::new());
+        }
         // More than the FIFO and the socket hold: most is still on its way when the exit is told.
         let data = vec![b'x'; 1 << 20];
         let stream = lock(&self.output).drain().next().unwrap().1;
@@ -200,6 +251,7 @@ impl Agent for FakeAgent {
             exit_status: status,
             stdout_bytes: *lock(&self.written),
             oom_kills: 1,
+            exited_at_nanoseconds: self.mood().exited_at_nanoseconds,
             ..Default::default()
         })
     }
@@ -283,6 +335,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: ContainerRequest,
     ) -> ttrpc::Result<Empty> {
+        self.mood().delete.given().await?;
         Ok(Empty::new())
     }
 }
@@ -309,6 +362,7 @@ pub(crate) struct Stage {
     /// Told when a process has been forgotten.
     pub(crate) deleted: Arc<tokio::sync::Notify>,
     execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
     server: Server,
 }
 
@@ -331,6 +385,7 @@ pub(crate) async fn stage() -> Stage {
         notes: Mutex::default(),
         size: Mutex::default(),
         takes_mib: 3000,
+        silent: AtomicBool::new(false),
     });
     std::thread::spawn({
         let fake = Arc::clone(&fake);
@@ -348,7 +403,9 @@ pub(crate) async fn stage() -> Stage {
     .unwrap();
     let deleted = Arc::<tokio::sync::Notify>::default();
     let execs = Arc::<HeldExecs>::default();
+    let mood = Arc::<Mutex<Mood>>::default();
     let agent = FakeAgent {
+        mood: Arc::clone(&mood),
         machine: Arc::clone(&fake),
         streams: Mutex::default(),
         output: Mutex::default(),
@@ -378,7 +435,7 @@ pub(crate) async fn stage() -> Stage {
     std::fs::create_dir(folder.path().join("share")).unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
     let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, server }
+    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, mood, server }
 }
 
 impl Stage {
@@ -392,6 +449,10 @@ impl Stage {
     }
 
     async fn create(&self) -> Container {
+        self.create_as("c").await
+    }
+
+    async fn create_as(&self, id: &str) -> Container {
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs"},
@@ -400,7 +461,7 @@ impl Stage {
                         "options": ["rbind", "ro"]}],
         });
         let request = CreateRequest {
-            id: "c".to_owned(),
+            id: id.to_owned(),
             bundle: self.folder.path().join("bundle"),
             spec: serde_json::from_value(spec).unwrap(),
             rootfs: Vec::new(),
