@@ -16,6 +16,7 @@ use husk_control::{
     Request,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{setsockopt, sockopt};
 use slog::{Logger, info, warn};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
@@ -24,6 +25,9 @@ use super::pidfd::watched_fd;
 use super::{Child, MachineError, NetworkNamespace, Program, Role};
 use crate::error::chain;
 use crate::lock::lock;
+
+/// Bytes that may be under way to the guest on one stream.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// How long a process may outlive its control socket.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -64,6 +68,14 @@ pub struct Machine {
     pid: u32,
 }
 
+/// Our end of a stream that the guest is to connect to, and who waits for that. The machine never has
+/// it: what it does to its own end cannot make a call on this one wait.
+#[derive(Debug)]
+struct Listener {
+    end: OwnedFd,
+    waiting: oneshot::Sender<OwnedFd>,
+}
+
 /// Why a machine is ended whose guest or process does not do as it is told.
 #[derive(Debug)]
 struct GivenUp {
@@ -77,7 +89,7 @@ struct Shared {
     socket: AsyncFd<OwnedFd>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>,
-    listeners: Mutex<HashMap<u32, oneshot::Sender<OwnedFd>>>,
+    listeners: Mutex<HashMap<u32, Listener>>,
     kill: tokio::sync::Notify,
     /// How it was given up, if it was.
     given_up: Mutex<Option<GivenUp>>,
@@ -138,9 +150,11 @@ impl Machine {
 
     /// Takes the guest's next connection to `port`, once, and hands out its stream.
     pub async fn listen_once(&self, port: u32) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.shared.listeners).insert(port, sender);
-        let asked = self.ask(MachineRequest::Listen { port, once: true }, &[]).await;
+        let (end, theirs) = pair().map_err(|source| MachineError::Pair { source })?;
+        let (waiting, receiver) = oneshot::channel();
+        lock(&self.shared.listeners).insert(port, Listener { end, waiting });
+        let asked = MachineRequest::Accept { port, stream: 0 };
+        let asked = self.ask(asked, &[theirs.as_fd()]).await;
         if let Err(error) = asked {
             lock(&self.shared.listeners).remove(&port);
             return Err(error);
@@ -374,9 +388,10 @@ impl Shared {
                 }
             }
             MachineMessage::Event(Event::Connection { port }) => {
-                match (lock(&self.listeners).remove(&port), packet.take(0)) {
-                    (Some(listener), Ok(fd)) => drop(listener.send(fd)),
-                    _ => warn!(log, "connection nobody waits for"; "port" => port),
+                match lock(&self.listeners).remove(&port) {
+                    // Whoever waited may have given up.
+                    Some(Listener { end, waiting }) => drop(waiting.send(end)),
+                    None => warn!(log, "connection nobody waits for"; "port" => port),
                 }
             }
             MachineMessage::Event(Event::Ended { reason }) => return Some(reason),
@@ -397,6 +412,14 @@ async fn finish(
             life.await
         }
     }
+}
+
+/// The two ends of a stream: ours, the machine's.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    // Only for speed, so that a failure does not matter.
+    let _ = setsockopt(&ours, sockopt::SndBuf, &SEND_BUFFER);
+    Ok((ours.into(), theirs.into()))
 }
 
 /// Makes a control socket wait in the event loop instead of in the kernel.
@@ -459,7 +482,6 @@ pub(crate) mod tests {
             if first.request == MachineRequest::Pause {
                 std::mem::swap(&mut first, &mut second);
             }
-            let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
             let refused = Err("no".to_owned());
             let reply = MachineMessage::Reply { id: second.id, result: refused };
             husk_control::send(&theirs, &reply, &[]).unwrap();
@@ -467,7 +489,7 @@ pub(crate) mod tests {
             husk_control::send(&theirs, &reply, &[]).unwrap();
             for port in [9, 5] {
                 let event = MachineMessage::Event(Event::Connection { port });
-                husk_control::send(&theirs, &event, &[stream.as_fd()]).unwrap();
+                husk_control::send(&theirs, &event, &[]).unwrap();
             }
             theirs
         });
@@ -476,6 +498,35 @@ pub(crate) mod tests {
         assert!(matches!(refused, Err(MachineError::Refused(text)) if text == "no"));
         stream.unwrap().await.unwrap();
         drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_machine_does_to_its_end_of_a_stream_holds_nobody_up() {
+        let (machine, theirs, _dead) = machine();
+        let peer = tokio::task::spawn_blocking(move || {
+            let mut packet = husk_control::receive::<Request>(&theirs).unwrap().unwrap();
+            let Request { id, request } = packet.message.clone();
+            let MachineRequest::Accept { port, stream } = request else { panic!("{request:?}") };
+            let end = packet.take(stream).unwrap();
+            fcntl(&end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            for message in [
+                MachineMessage::Reply { id, result: Ok(Reply::Done) },
+                MachineMessage::Event(Event::Connection { port }),
+            ] {
+                // A descriptor of the machine's own is not taken.
+                husk_control::send(&theirs, &message, &[end.as_fd()]).unwrap();
+            }
+            (theirs, end)
+        });
+        let stream = machine.listen_once(5).await.unwrap().await.unwrap();
+        let stream = std::os::unix::net::UnixStream::from(stream);
+        stream.set_nonblocking(true).unwrap();
+        let (_theirs, end) = peer.await.unwrap();
+        fcntl(&end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        let error = std::io::Read::read(&mut &stream, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        std::io::Write::write_all(&mut std::fs::File::from(end), b"x").unwrap();
+        assert_eq!(std::io::Read::read(&mut &stream, &mut [0]).unwrap(), 1);
     }
 
     #[tokio::test]

@@ -52,6 +52,8 @@ pub(crate) struct FakeMachine {
     size: Mutex<MemorySize>,
     /// The guest does not take up more than that.
     takes_mib: u64,
+    /// Ends of the streams that the guest may connect to.
+    streams: Mutex<HashMap<u32, OwnedFd>>,
     /// Answers no request any more.
     silent: AtomicBool,
 }
@@ -75,21 +77,25 @@ impl FakeMachine {
 
     /// As if the guest connected to `port`; the guest's end.
     fn connect(&self, port: u32) -> UnixStream {
-        let (host, guest) = StdStream::pair().unwrap();
-        let event = MachineMessage::Event(Event::Connection { port });
-        husk_control::send(&self.control, &event, &[host.as_fd()]).unwrap();
+        // One that nobody listens for leads nowhere.
+        let given = lock(&self.streams).remove(&port);
+        let guest = given.map_or_else(|| StdStream::pair().unwrap().0, StdStream::from);
+        self.tell(&MachineMessage::Event(Event::Connection { port }));
         guest.set_nonblocking(true).unwrap();
         UnixStream::from_std(guest).unwrap()
     }
 
     fn serve(self: Arc<Self>) {
-        while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.control) {
-            let Request { id, request } = packet.message;
+        while let Ok(Some(mut packet)) = husk_control::receive::<Request>(&self.control) {
+            let Request { id, request } = packet.message.clone();
             if self.silent.load(Ordering::Relaxed) {
                 continue;
             }
             match request {
                 MachineRequest::Boot(_) => panic!("booted"),
+                MachineRequest::Accept { port, stream } => {
+                    lock(&self.streams).insert(port, packet.take(stream).unwrap());
+                }
                 MachineRequest::Pause => lock(&self.paused).push(true),
                 MachineRequest::Resume => lock(&self.paused).push(false),
                 MachineRequest::EnsureVcpus { count } => self.note(format!("vcpus {count}")),
@@ -385,6 +391,7 @@ pub(crate) async fn stage() -> Stage {
         notes: Mutex::default(),
         size: Mutex::default(),
         takes_mib: 3000,
+        streams: Mutex::default(),
         silent: AtomicBool::new(false),
     });
     std::thread::spawn({

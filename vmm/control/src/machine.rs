@@ -30,6 +30,15 @@ pub enum MachineRequest {
         /// Stop listening after the first connection.
         once: bool,
     },
+    /// Take the guest's next connection to this host port, once, over the stream socket that comes
+    /// along. [`Event::Connection`] then carries no descriptor: the shim's end is its own, and no
+    /// setting of this one (`O_NONBLOCK`) is shared with it.
+    Accept {
+        /// The host port.
+        port: u32,
+        /// The machine's end of a pair.
+        stream: Descriptor,
+    },
     /// Stop taking connections to this host port.
     Unlisten {
         /// The host port.
@@ -178,7 +187,8 @@ pub struct MemorySize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
-    /// The guest connected to a port listened on; one descriptor comes with it.
+    /// The guest connected to a port listened on; one descriptor comes with it, unless the port was
+    /// opened by [`MachineRequest::Accept`].
     Connection {
         /// The host port.
         port: u32,

@@ -97,7 +97,7 @@ struct Boot {
 
 /// Waits for the request to boot. Ports can be opened before.
 fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>, MachineError> {
-    while let Some(packet) = control.next()? {
+    while let Some(mut packet) = control.next()? {
         let id = packet.message.id;
         let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
         let result = match &packet.message.request {
@@ -108,6 +108,10 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
             MachineRequest::Listen { port, once } => {
                 vsock.listen(*port, *once);
                 Ok(Reply::Done)
+            }
+            &MachineRequest::Accept { port, stream } => {
+                let taken = packet.take(stream).map_err(chain);
+                taken.map(|stream| vsock.accept(port, stream)).map(|()| Reply::Done)
             }
             MachineRequest::Unlisten { port } => {
                 vsock.unlisten(*port);
