@@ -281,20 +281,20 @@ impl Process {
             Err(error) => {
                 // A connection may break shortly before the machine is seen to end.
                 let end = timeout(MACHINE_END, self.machine.end()).await;
-                let (reason, all_killed) = match (end, &error) {
-                    (Ok(end), _) => (end.reason, end.killed),
-                    (Err(_), AgentError::Refused { .. }) => (error.to_string(), false),
+                let (reason, signal) = match (end, &error) {
+                    (Ok(end), _) => (end.reason, end.signal),
+                    (Err(_), AgentError::Refused { .. }) => (error.to_string(), None),
                     (Err(_), AgentError::Silent | AgentError::Lost(_)) => {
                         // Or its processes would go on with nobody to tell of them.
                         self.machine.give_up(&error.to_string());
                         let end = self.machine.end().await;
-                        (end.reason, end.killed)
+                        (end.reason, end.signal)
                     }
                 };
                 warn!(log, "process lost"; "container" => &self.container_id,
                     "exec" => &self.exec_id, "reason" => reason);
-                let killed = all_killed || self.killed.load(Ordering::Relaxed);
-                let status = if killed { 128 + SIGKILL } else { LOST };
+                let signal = signal.or(self.killed.load(Ordering::Relaxed).then_some(SIGKILL));
+                let status = signal.map_or(LOST, |signal| 128 + signal);
                 Exit { status, at: SystemTime::now() }
             }
         };

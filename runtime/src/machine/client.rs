@@ -43,9 +43,9 @@ const BOOT_ANSWER: Duration = Duration::from_secs(60);
 pub struct MachineEnd {
     /// Whether it was told to.
     pub expected: bool,
-    /// Whether it was ended because its guest did not end a process that was killed: then SIGKILL is
-    /// what ended all processes in it.
-    pub killed: bool,
+    /// The signal that has ended all processes in it, if it was one: SIGKILL if the guest did not end a
+    /// process that was killed, SIGTERM if the machine's process was sent that.
+    pub signal: Option<u32>,
     /// Why, for the person at the terminal.
     pub reason: String,
 }
@@ -212,11 +212,9 @@ impl Machine {
         match end.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(end)) => end.clone(),
             // The sender lives in `shared`, which we hold.
-            _ => MachineEnd {
-                expected: false,
-                killed: false,
-                reason: "the machine ended".to_owned(),
-            },
+            _ => {
+                MachineEnd { expected: false, signal: None, reason: "the machine ended".to_owned() }
+            }
         }
     }
 
@@ -334,17 +332,19 @@ impl Shared {
             }
         };
         let Told { reason, mut expected, .. } = told;
+        let terminated = reason == Some(EndReason::Terminated);
+        let mut signal = terminated.then_some(libc::SIGTERM.unsigned_abs());
         let mut reason = reason.map_or(how, |reason| reason.to_string());
-        let mut killed = false;
         if let Some(given_up) = lock(&self.given_up).take() {
-            (reason, expected, killed) = (given_up.reason, false, given_up.killed);
+            (reason, expected) = (given_up.reason, false);
+            signal = given_up.killed.then_some(libc::SIGKILL.unsigned_abs());
         }
         if expected {
             info!(log, "machine ended"; "reason" => &reason);
         } else {
             warn!(log, "machine ended unasked"; "reason" => &reason);
         }
-        self.end.send_replace(Some(MachineEnd { expected, killed, reason }));
+        self.end.send_replace(Some(MachineEnd { expected, signal, reason }));
         lock(&self.waiting).clear();
         lock(&self.listeners).clear();
     }
@@ -582,7 +582,7 @@ pub(crate) mod tests {
         };
         let (answer, end) = tokio::join!(waiting, end);
         let panicked = "the guest kernel panicked".to_owned();
-        assert_eq!(end, MachineEnd { expected: false, killed: false, reason: panicked.clone() });
+        assert_eq!(end, MachineEnd { expected: false, signal: None, reason: panicked.clone() });
         assert!(matches!(answer, Err(MachineError::Ended(reason)) if reason == panicked));
         let later = machine.request(MachineRequest::Pause, &[]).await;
         assert!(matches!(later, Err(MachineError::Ended(_))));

@@ -3,7 +3,7 @@
 mod hostile;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -440,6 +440,7 @@ pub(crate) async fn stage() -> Stage {
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
     std::fs::create_dir(folder.path().join("share")).unwrap();
+    std::fs::write(folder.path().join("volume"), "text").unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
     let volumes = Volumes::create(&folder.path().join("share")).unwrap();
     Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, mood, server }
@@ -455,6 +456,11 @@ impl Stage {
         assert_eq!((count(&self.share()), count(&self.share().join(".volumes"))), (1, 0));
     }
 
+    /// A file of the host's that containers have.
+    fn volume(&self) -> std::path::PathBuf {
+        self.folder.path().join("volume")
+    }
+
     async fn create(&self) -> Container {
         self.create_as("c").await
     }
@@ -464,7 +470,7 @@ impl Stage {
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs"},
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"},
-            "mounts": [{"destination": "/b", "type": "bind", "source": "/etc/hostname",
+            "mounts": [{"destination": "/b", "type": "bind", "source": self.volume(),
                         "options": ["rbind", "ro"]}],
         });
         let request = CreateRequest {
@@ -524,7 +530,7 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
         assert_eq!(*lock(&stage.heard.0), expected.map(|happening| ("c".to_owned(), happening)));
         container.delete().await.unwrap();
         stage.assert_nothing_shared();
-        assert!(Path::new("/etc/hostname").exists());
+        assert!(stage.volume().exists());
     });
 }
 

@@ -212,6 +212,8 @@ pub enum EndReason {
     Panicked,
     /// A vCPU shut down: a triple fault.
     TripleFault,
+    /// The machine's process was sent SIGTERM.
+    Terminated,
     /// The machine itself failed.
     Failed {
         /// What failed.
@@ -226,6 +228,7 @@ impl std::fmt::Display for EndReason {
             Self::Reset => f.write_str("the guest reset itself"),
             Self::Panicked => f.write_str("the guest kernel panicked"),
             Self::TripleFault => f.write_str("the guest ended in a triple fault"),
+            Self::Terminated => f.write_str("the machine process was ended by SIGTERM"),
             Self::Failed { error } => write!(f, "the machine failed: {error}"),
         }
     }

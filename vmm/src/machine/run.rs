@@ -15,7 +15,7 @@ use slog::{Logger, debug, error, info, o, warn};
 use super::build::{BuildError, Resources, build};
 use super::control::{Control, ControlHandler};
 use super::streams::ControlStreams;
-use super::{EndSignal, EventLoop, Machine};
+use super::{EndSignal, EventLoop, Machine, terminate};
 use crate::devices::virtio::vsock::Vsock;
 use crate::seccomp::{self, SeccompError};
 use crate::vcpu::VcpuError;
@@ -74,7 +74,9 @@ pub fn run(socket: OwnedFd, logger: &Logger) -> Result<(), MachineError> {
     let handler =
         ControlHandler::new(control.clone(), machine.clone(), end.clone(), logger.clone());
     events.add_subscriber(Box::new(handler));
+    terminate::wake(end.event());
     let reason = wait(&mut events, &machine, &end, logger);
+    terminate::wake_nobody();
     deliver(&mut events, &machine, logger);
     // Its vCPUs end, and the console's last line is written.
     drop(events);
@@ -141,6 +143,9 @@ fn start(
 
 fn wait(events: &mut EventLoop, machine: &Machine, end: &EndSignal, logger: &Logger) -> EndReason {
     loop {
+        if terminate::asked() {
+            end.end(EndReason::Terminated);
+        }
         if let Some(reason) = end.reason() {
             return reason;
         }
