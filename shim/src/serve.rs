@@ -352,6 +352,9 @@ mod tests {
         let connect = ConnectRequest { id: sandbox_id.clone(), ..Default::default() };
         let connected = tasks.connect(Context::default(), &connect).await.unwrap();
         assert_eq!(connected.shim_pid, std::process::id());
+        let unknown = ConnectRequest { id: "unknown".to_owned(), ..Default::default() };
+        let connected = tasks.connect(Context::default(), &unknown).await.unwrap();
+        assert_eq!((connected.shim_pid, connected.task_pid), (std::process::id(), 0));
         // The end of a task's is not the sandbox's.
         tasks.shutdown(Context::default(), &ShutdownRequest::default()).await.unwrap();
         let status = SandboxStatusRequest {

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 
 use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
 use oci_spec::runtime::{Hook, Spec};
-use slog::Logger;
+use slog::{Logger, warn};
 
 use super::control::Going;
 use super::hooks::{self, HostHooks, HostMounts, State};
 use super::out_of_memory::OutOfMemory;
+use super::process::SIGKILL;
 use super::{
-    ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan, Status,
+    Bounds, ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan,
+    Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
 use crate::io::{StdioPaths, Streams};
@@ -58,6 +60,8 @@ pub struct Follower {
     pub(super) mounts: HostMounts,
     /// How large the machine is.
     pub size: Arc<MachineSize>,
+    /// How long the guest may take for what it must not hold up.
+    pub bounds: Bounds,
     pub(super) sandbox_id: String,
     ports: Arc<AtomicU32>,
 }
@@ -83,6 +87,7 @@ impl Follower {
             log,
             going: Going::default(),
             mounts,
+            bounds: Bounds::default(),
             sandbox_id: id.to_owned(),
             ports: Arc::new(AtomicU32::new(FIRST_PORT)),
         }
@@ -136,6 +141,8 @@ pub struct Container {
     hooks: HostHooks,
     /// As hooks were told of it at first.
     state: State,
+    /// Whether it has been deleted; held while it is.
+    deleted: tokio::sync::Mutex<bool>,
     // Last: what the init's streams and files are on goes after them.
     share: Mutex<Option<ContainerShare>>,
 }
@@ -209,6 +216,7 @@ impl Container {
             killer,
             hooks: guest.hooks,
             state,
+            deleted: tokio::sync::Mutex::new(false),
             share: Mutex::new(Some(files)),
         })
     }
@@ -251,7 +259,17 @@ impl Container {
     ) -> Result<(), ContainerError> {
         if !exec_id.is_empty() {
             let exec = self.exec(exec_id)?;
-            drop(exec.starting.lock().await);
+            let started =
+                tokio::time::timeout(self.follower.bounds.kill_answer, exec.starting.lock());
+            match started.await {
+                Ok(starting) => drop(starting),
+                Err(_) if signal == SIGKILL => {
+                    let reason = "a process was to be killed, and the guest does not start it";
+                    self.follower.machine.kill_all(reason);
+                    return Ok(());
+                }
+                Err(_) => return Err(AgentError::Silent.into()),
+            }
         }
         self.process(exec_id)?.signal(signal, all).await
     }
@@ -364,15 +382,12 @@ impl Container {
                 return Err(ContainerError::Status { action: "delete", status });
             }
         }
-        let deleted = self.follower.agent.delete_container(&self.id).await;
-        if let Err(error) = deleted {
-            // With its machine the container is gone as well.
-            match self.follower.explain(error.into()) {
-                ContainerError::MachineEnded(_) => {}
-                error => return Err(error),
-            }
+        let mut deleted = self.deleted.lock().await;
+        if *deleted {
+            return Err(ContainerError::NoContainer(self.id.clone()));
         }
-        let exit = self.init.exited().await;
+        self.delete_in_guest().await;
+        let exit = self.init.exited_by_force().await;
         self.init.close_streams().await;
         let execs: Vec<_> = lock(&self.execs).drain().map(|(_, exec)| exec).collect();
         for exec in execs {
@@ -383,8 +398,33 @@ impl Container {
         }
         lock(&self.share).take();
         self.follower.going.lock().await.remove(&self.id);
+        *deleted = true;
+        drop(deleted);
         self.run_hooks(&self.hooks.stopped, "stopped").await;
         Ok(exit)
+    }
+
+    /// Has the guest remove what the container left in it. No guest keeps a container from being
+    /// deleted: one that is silent loses its machine, and what one refuses to remove stays in it.
+    async fn delete_in_guest(&self) {
+        let Follower { agent, machine, bounds, log, .. } = &self.follower;
+        if machine.ended().is_some() {
+            return;
+        }
+        let deleted = tokio::time::timeout(bounds.delete, agent.delete_container(&self.id)).await;
+        match deleted.unwrap_or(Err(AgentError::Silent)) {
+            Ok(()) => {}
+            Err(error @ AgentError::Refused { .. }) => {
+                warn!(log, "the guest keeps remains of a container"; "container" => &self.id,
+                    "error" => %error);
+            }
+            // With its machine the container is gone as well.
+            Err(error) if machine.ended().is_none() => {
+                machine.kill_all(&format!("a container was to be deleted, and {error}"));
+                machine.end().await;
+            }
+            Err(_) => {}
+        }
     }
 
     pub(super) async fn run_hooks_started(&self) {

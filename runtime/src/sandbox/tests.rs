@@ -1,9 +1,12 @@
 //! A sandbox over a machine and an agent that are played by the test.
 
+mod hostile;
+
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,6 +52,10 @@ pub(crate) struct FakeMachine {
     size: Mutex<MemorySize>,
     /// The guest does not take up more than that.
     takes_mib: u64,
+    /// Ends of the streams that the guest may connect to.
+    streams: Mutex<HashMap<u32, OwnedFd>>,
+    /// Answers no request any more.
+    silent: AtomicBool,
 }
 
 impl FakeMachine {
@@ -70,18 +77,25 @@ impl FakeMachine {
 
     /// As if the guest connected to `port`; the guest's end.
     fn connect(&self, port: u32) -> UnixStream {
-        let (host, guest) = StdStream::pair().unwrap();
-        let event = MachineMessage::Event(Event::Connection { port });
-        husk_control::send(&self.control, &event, &[host.as_fd()]).unwrap();
+        // One that nobody listens for leads nowhere.
+        let given = lock(&self.streams).remove(&port);
+        let guest = given.map_or_else(|| StdStream::pair().unwrap().0, StdStream::from);
+        self.tell(&MachineMessage::Event(Event::Connection { port }));
         guest.set_nonblocking(true).unwrap();
         UnixStream::from_std(guest).unwrap()
     }
 
     fn serve(self: Arc<Self>) {
-        while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.control) {
-            let Request { id, request } = packet.message;
+        while let Ok(Some(mut packet)) = husk_control::receive::<Request>(&self.control) {
+            let Request { id, request } = packet.message.clone();
+            if self.silent.load(Ordering::Relaxed) {
+                continue;
+            }
             match request {
                 MachineRequest::Boot(_) => panic!("booted"),
+                MachineRequest::Accept { port, stream } => {
+                    lock(&self.streams).insert(port, packet.take(stream).unwrap());
+                }
                 MachineRequest::Pause => lock(&self.paused).push(true),
                 MachineRequest::Resume => lock(&self.paused).push(false),
                 MachineRequest::EnsureVcpus { count } => self.note(format!("vcpus {count}")),
@@ -107,6 +121,38 @@ impl FakeMachine {
     }
 }
 
+/// How the agent answers one kind of call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    Well,
+    Never,
+    Refused,
+}
+
+impl Answer {
+    async fn given(self) -> ttrpc::Result<()> {
+        match self {
+            Self::Well => Ok(()),
+            Self::Never => std::future::pending().await,
+            Self::Refused => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                ttrpc::Code::FAILED_PRECONDITION,
+                "the guest will not",
+            ))),
+        }
+    }
+}
+
+/// What a guest does that is hostile.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mood {
+    kill: Answer,
+    delete: Answer,
+    /// Signals end no process.
+    immortal: bool,
+    exited_at_nanoseconds: i64,
+}
+
 /// One container at a time; its init writes when it is started and exits when it is signalled.
 struct FakeAgent {
     machine: Arc<FakeMachine>,
@@ -116,6 +162,13 @@ struct FakeAgent {
     status: watch::Sender<Option<u32>>,
     deleted: Arc<tokio::sync::Notify>,
     execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
+}
+
+impl FakeAgent {
+    fn mood(&self) -> Mood {
+        *lock(&self.mood)
+    }
 }
 
 /// Execs that run, before the agent has answered that they do.
@@ -177,6 +230,10 @@ impl Agent for FakeAgent {
             self.machine.note(format!("signal {} {}", request.signal, request.exec_id));
             return Ok(Empty::new());
         }
+        self.mood().kill.given().await?;
+        if self.mood().immortal {
+            return Ok(Empty::new());
+        }
         // More than the FIFO and the socket hold: most is still on its way when the exit is told.
         let data = vec![b'x'; 1 << 20];
         let stream = lock(&self.output).drain().next().unwrap().1;
@@ -200,6 +257,7 @@ impl Agent for FakeAgent {
             exit_status: status,
             stdout_bytes: *lock(&self.written),
             oom_kills: 1,
+            exited_at_nanoseconds: self.mood().exited_at_nanoseconds,
             ..Default::default()
         })
     }
@@ -283,6 +341,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: ContainerRequest,
     ) -> ttrpc::Result<Empty> {
+        self.mood().delete.given().await?;
         Ok(Empty::new())
     }
 }
@@ -309,6 +368,7 @@ pub(crate) struct Stage {
     /// Told when a process has been forgotten.
     pub(crate) deleted: Arc<tokio::sync::Notify>,
     execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
     server: Server,
 }
 
@@ -331,6 +391,8 @@ pub(crate) async fn stage() -> Stage {
         notes: Mutex::default(),
         size: Mutex::default(),
         takes_mib: 3000,
+        streams: Mutex::default(),
+        silent: AtomicBool::new(false),
     });
     std::thread::spawn({
         let fake = Arc::clone(&fake);
@@ -348,7 +410,9 @@ pub(crate) async fn stage() -> Stage {
     .unwrap();
     let deleted = Arc::<tokio::sync::Notify>::default();
     let execs = Arc::<HeldExecs>::default();
+    let mood = Arc::<Mutex<Mood>>::default();
     let agent = FakeAgent {
+        mood: Arc::clone(&mood),
         machine: Arc::clone(&fake),
         streams: Mutex::default(),
         output: Mutex::default(),
@@ -376,9 +440,10 @@ pub(crate) async fn stage() -> Stage {
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
     std::fs::create_dir(folder.path().join("share")).unwrap();
+    std::fs::write(folder.path().join("volume"), "text").unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
     let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, server }
+    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, mood, server }
 }
 
 impl Stage {
@@ -391,16 +456,25 @@ impl Stage {
         assert_eq!((count(&self.share()), count(&self.share().join(".volumes"))), (1, 0));
     }
 
+    /// A file of the host's that containers have.
+    fn volume(&self) -> std::path::PathBuf {
+        self.folder.path().join("volume")
+    }
+
     async fn create(&self) -> Container {
+        self.create_as("c").await
+    }
+
+    async fn create_as(&self, id: &str) -> Container {
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs"},
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"},
-            "mounts": [{"destination": "/b", "type": "bind", "source": "/etc/hostname",
+            "mounts": [{"destination": "/b", "type": "bind", "source": self.volume(),
                         "options": ["rbind", "ro"]}],
         });
         let request = CreateRequest {
-            id: "c".to_owned(),
+            id: id.to_owned(),
             bundle: self.folder.path().join("bundle"),
             spec: serde_json::from_value(spec).unwrap(),
             rootfs: Vec::new(),
@@ -456,7 +530,7 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
         assert_eq!(*lock(&stage.heard.0), expected.map(|happening| ("c".to_owned(), happening)));
         container.delete().await.unwrap();
         stage.assert_nothing_shared();
-        assert!(Path::new("/etc/hostname").exists());
+        assert!(stage.volume().exists());
     });
 }
 

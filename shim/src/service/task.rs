@@ -97,7 +97,11 @@ impl Task for Handle {
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
         let service = self.service("delete", &request.id);
-        let deleted = async move { service.delete_process(&request.id, &request.exec_id).await };
+        let deleted = async move {
+            let deleted = service.delete_process(&request.id, &request.exec_id).await?;
+            service.leave();
+            Ok(deleted)
+        };
         let (pid, exit) = to_the_end(deleted).await?;
         Ok(DeleteResponse {
             pid,
@@ -142,7 +146,7 @@ impl Task for Handle {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let task_pid = self.0.connected_pid(&request.id)?;
+        let task_pid = self.0.connected_pid(&request.id);
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid,
