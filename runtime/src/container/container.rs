@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
 use oci_spec::runtime::{Hook, Spec};
 use slog::{Logger, warn};
 
 use super::control::Going;
+use super::exec::console_size;
 use super::hooks::{self, HostHooks, HostMounts, State};
 use super::out_of_memory::OutOfMemory;
 use super::process::SIGKILL;
@@ -26,6 +28,12 @@ use crate::spec::{SpecError, translate};
 
 /// The first vsock port for streams; below are the well-known ones.
 const FIRST_PORT: u32 = 0x1_0000;
+
+/// How often an exec'd process that was given up is looked for.
+const FORGETTING: u32 = 10;
+
+/// How long such a process may take to end, or to appear, between two looks.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// Longer names would not fit into paths.
 const LONGEST_NAME: usize = 128;
@@ -186,10 +194,8 @@ impl Container {
         call.container_id.clone_from(&request.id);
         call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
         let mut ends = streams.for_agent();
-        if let Some(size) = guest.spec.process().as_ref().and_then(|p| p.console_size()) {
-            ends.rows = u32::try_from(size.height()).unwrap_or(0);
-            ends.columns = u32::try_from(size.width()).unwrap_or(0);
-        }
+        let process = guest.spec.process().as_ref();
+        (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
         call.streams = Some(ends).into();
         let pid = follower.machine.pid();
         let state = State {
@@ -343,7 +349,12 @@ impl Container {
         let size = exec.size();
         (ends.rows, ends.columns) = size;
         call.streams = Some(ends).into();
-        self.follower.explained(self.follower.agent.exec_process(&call).await)?;
+        let executed = self.follower.agent.exec_process(&call).await;
+        if let Err(AgentError::Silent) = &executed {
+            // Whatever becomes of it in the guest, nobody here knows it.
+            tokio::spawn(forget_exec(self.follower.clone(), self.id.clone(), exec_id.to_owned()));
+        }
+        self.follower.explained(executed)?;
         let names = (self.id.as_str(), exec_id);
         let process = Process::follow(names, &self.follower, streams, &self.killer);
         process.started().await;
@@ -445,6 +456,32 @@ impl Container {
         let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
         Ok(list.processes.into_iter().map(entry).collect())
     }
+}
+
+/// Ends and forgets an exec'd process that may have started too late to be told.
+async fn forget_exec(follower: Follower, container: String, exec: String) {
+    let agent = &follower.agent;
+    let kill = libc::SIGKILL.unsigned_abs();
+    for _ in 0..FORGETTING {
+        match agent.signal_process(&container, &exec, kill, false).await {
+            Ok(()) => {
+                let ended = agent.wait_process(&container, &exec);
+                if tokio::time::timeout(KILLED, ended).await.is_ok() {
+                    break;
+                }
+            }
+            // It has exited already, or the agent is still at work on it.
+            Err(AgentError::Refused { .. }) => {
+                if agent.delete_process(&container, &exec).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(KILLED).await;
+            }
+            Err(AgentError::Silent) => {}
+            Err(AgentError::Lost(_)) => return,
+        }
+    }
+    let _ = agent.delete_process(&container, &exec).await;
 }
 
 /// Names become folders on both sides.

@@ -114,7 +114,8 @@ impl Task for Handle {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
         let container = self.0.container(&request.id)?;
         let processes = container.processes().await.map_err(ServiceError::from)?;
-        let processes = processes.into_iter().map(process_info).collect();
+        let machine = container.init().pid();
+        let processes = processes.into_iter().map(|entry| process_info(machine, entry)).collect();
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
