@@ -111,6 +111,9 @@ pub struct LogSettings {
 pub struct AnnotationSettings {
     /// Names after `io.husk.` that an annotation may set.
     pub allow: Vec<String>,
+    /// Whether a container joins a sandbox that the CRI did not make, though only an annotation of its own
+    /// places it there.
+    pub join: bool,
 }
 
 /// How important a line of the log is.
@@ -202,6 +205,6 @@ impl Default for LogSettings {
 
 impl Default for AnnotationSettings {
     fn default() -> Self {
-        Self { allow: ["console", "memory", "vcpus"].map(String::from).to_vec() }
+        Self { allow: ["console", "memory", "vcpus"].map(String::from).to_vec(), join: false }
     }
 }

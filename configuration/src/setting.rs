@@ -218,6 +218,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         set: |c, v| annotation_names(v).map(|v| c.annotations.allow = v),
         get: |c| list(&c.annotations.allow),
     },
+    Setting {
+        key: "annotations.join",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.annotations.join = v),
+        get: |c| c.annotations.join.into(),
+    },
 ];
 
 /// The known names that are most like `name`, for "did you mean".

@@ -15,6 +15,7 @@ mod error;
 mod info;
 mod log;
 mod publisher;
+mod records;
 mod serve;
 mod service;
 
