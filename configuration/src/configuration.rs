@@ -97,6 +97,8 @@ pub struct NetworkSettings {
     pub receive_packets: u32,
     /// Frames a second that each interface may send; 0: no limit.
     pub send_packets: u32,
+    /// Whether rules in the network namespace that a guest's packets pass by are accepted.
+    pub ignore_rules: bool,
 }
 
 /// `[log]`: what is logged.
@@ -193,6 +195,7 @@ impl Default for NetworkSettings {
             send_rate: Size::from_mib(0),
             receive_packets: 0,
             send_packets: 0,
+            ignore_rules: false,
         }
     }
 }

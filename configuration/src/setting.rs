@@ -205,6 +205,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         get: |c| i64::from(c.network.send_packets).into(),
     },
     Setting {
+        key: "network.ignore_rules",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.network.ignore_rules = v),
+        get: |c| c.network.ignore_rules.into(),
+    },
+    Setting {
         key: "log.level",
         kind: Kind::Text,
         annotation: false,
