@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{PROBE, Runtime, probe_path};
+use husk_tests::containerd::{BUSYBOX, PROBE, Runtime, ctr, probe_path};
 use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
 use husk_tests::streaming::{STDERR, STDIN, STDOUT};
 use k8s_cri::v1::{ContainerStats, LinuxContainerResources};
@@ -15,6 +15,7 @@ use crate::shared::Shared;
 
 pub const CASES: &[Case] = &[
     ("pods::two_containers_and_an_init", two_and_an_init),
+    ("pods::annotations_place_nobody", annotations_place_nobody),
     ("pods::exec_sync", exec_sync),
     ("pods::streams", streams),
     ("pods::port_forward", port_forward),
@@ -98,6 +99,31 @@ fn two_and_an_init(runtime: Runtime) -> Result<()> {
     ensure!(pod.shell(&client, "ps | grep -c '[p]robe listen' || true")? == "0");
     ensure!(pod.shell(&client, "wget -q -O - http://127.0.0.1:7777/file")? == "changed");
     ensure!(pod.shell(&client, "/probe connect /shared/socket hello")? == "hello");
+    Ok(())
+}
+
+/// A container that only an annotation places in a pod, which its maker writes, is not let in. runc's shim
+/// takes it: there it shares that shim, and nothing of the pod's.
+fn annotations_place_nobody(runtime: Runtime) -> Result<()> {
+    let pod = POD.of(runtime)?;
+    let id = format!("{}-intruder", runtime.name());
+    for kind in ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"] {
+        let sandbox = format!("{kind}={}", pod.id);
+        let kind = "io.kubernetes.cri.container-type=container";
+        // As the CRI labels its own.
+        let label = "io.cri-containerd.kind=container";
+        let mut words = vec!["--namespace", "k8s.io", "run", "--rm", "--runtime", runtime.shim()];
+        words.extend(["--annotation", &sandbox, "--annotation", kind, "--label", label]);
+        words.extend([BUSYBOX, &id, "true"]);
+        match ctr(&words) {
+            Ok(_) => ensure!(runtime == Runtime::Runc, "it was let in"),
+            Err(error) if runtime == Runtime::Runc => return Err(error),
+            Err(error) => {
+                let error = format!("{error:#}");
+                ensure!(error.contains(&format!("cannot join sandbox {}", pod.id)), "{error}");
+            }
+        }
+    }
     Ok(())
 }
 
