@@ -399,6 +399,8 @@ fn packet_filter(runtime: Runtime) -> Result<()> {
 fn rules_of_a_mesh(runtime: Runtime) -> Result<()> {
     let (network, _bridge) = bridged(23, runtime, 1500)?;
     let within = |words: &[&str]| run("ip", &[&["netns", "exec", &network.name], words].concat());
+    // What is redirected goes to the loopback device.
+    network.ip(&["link", "set", "lo", "up"])?;
     let refused = |rule: &str| -> Result<()> {
         // Nobody listens there: a redirected connection is refused, any other to that address waits.
         let line = "timeout 3 nc 10.255.255.1 80; echo $?";
