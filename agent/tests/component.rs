@@ -294,6 +294,11 @@ component! {
         assert_eq!(text, "unable to start container process: exec: \"nosuch\": executable file not found in $PATH");
         let (_, text) = harness::refusal(agent.run(|s| s["process"]["cwd"] = json!("/one/x")).await);
         assert!(text.ends_with("mkdir /one/x: not a directory"), "{text}");
+        // What libcontainer tells of it is the step alone.
+        let missing = json!({"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]});
+        let add = |s: &mut Value| s["mounts"].as_array_mut().expect("mounts").push(missing);
+        let (_, text) = harness::refusal(agent.run(add).await);
+        assert!(text.contains("failed to prepare rootfs: ") && text.contains("/no/such"), "{text}");
         let (_, text) = harness::refusal(agent.exec("box", "four", |p| p["cwd"] = json!("/nosuch")).await);
         assert!(text.ends_with("chdir to cwd (\"/nosuch\") set in config.json failed: no such file or directory"), "{text}");
         // While it runs it is listed under its name.

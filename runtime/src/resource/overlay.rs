@@ -88,6 +88,47 @@ fn page_size() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apart::HostMounts;
+    use crate::apart::tests::with_own_mounts;
+
+    /// Few layers by their whole paths, more by shortened ones, and most by a page of options.
+    #[test]
+    fn overlays_of_few_and_many_layers() {
+        with_own_mounts(|| {
+            let place = tempfile::tempdir().unwrap();
+            let path = |name: String| place.path().join(name).to_string_lossy().into_owned();
+            // Overlays do not lie on every file system.
+            let mounted = Detached::new("tmpfs", "test", &MountOptions::default()).unwrap();
+            mounted.attach(find(place.path()).unwrap()).unwrap();
+            for layers in [2, 12, 60, 120] {
+                let layer = |number: usize| path(format!("snapshots/{number:03}/fs"));
+                for number in 0..=layers {
+                    std::fs::create_dir_all(layer(number)).unwrap();
+                    std::fs::write(format!("{}/{number}", layer(number)), "").unwrap();
+                }
+                let (upper, work) = (path(format!("{layers}/u")), path(format!("{layers}/w")));
+                std::fs::create_dir_all(&upper).unwrap();
+                std::fs::create_dir_all(&work).unwrap();
+                let lower = (0..layers).map(layer).collect::<Vec<_>>().join(":");
+                let options = [
+                    format!("workdir={work}"),
+                    format!("upperdir={upper}"),
+                    format!("lowerdir={lower}"),
+                ];
+                let options = MountOptions::parse(&options).unwrap();
+                let overlay = HostMounts::default().within(|| mount("overlay", &options)).unwrap();
+                let target = path(format!("{layers}/u"));
+                overlay.attach(find(target.as_ref()).unwrap()).unwrap();
+                assert_eq!(std::fs::read_dir(&target).unwrap().count(), layers, "{layers}");
+                std::fs::write(format!("{target}/written"), "").unwrap();
+                let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                let line = table.lines().find(|line| line.contains(&target)).unwrap();
+                assert!(line.contains(" rw,nosuid,nodev,noexec,"), "{line}");
+                super::super::memory::unmount(target.as_ref());
+            }
+            super::super::memory::unmount(place.path());
+        });
+    }
 
     #[test]
     fn many_layers_are_shortened() {

@@ -73,6 +73,39 @@ fn make(one: &RootfsMount, options: &MountOptions) -> Result<Detached, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apart::tests::with_own_mounts;
+    use crate::resource::{Share, Sources};
+
+    #[test]
+    fn a_target_is_no_link_of_the_image() {
+        with_own_mounts(|| {
+            let place = tempfile::tempdir().unwrap();
+            let image = place.path().join("image");
+            std::fs::create_dir_all(image.join("real/deep")).unwrap();
+            std::os::unix::fs::symlink("/etc", image.join("out")).unwrap();
+            std::os::unix::fs::symlink("real", image.join("link")).unwrap();
+            let share = Share::create(place.path().join("share"), Sources::default()).unwrap();
+            let mount = |target: &str| {
+                let one = |target: &str| RootfsMount {
+                    kind: "bind".to_owned(),
+                    source: image.to_string_lossy().into_owned(),
+                    target: target.to_owned(),
+                    options: Vec::new(),
+                };
+                let point = Point::folder(&share, "c".into()).unwrap();
+                Rootfs::mount(&[one("/"), one(target)], point)
+            };
+            let rootfs = mount("/real/deep").unwrap();
+            assert!(share.path().join("c/real/deep/real").is_dir());
+            drop(rootfs);
+            for target in ["out", "link/deep", "/out"] {
+                let error = mount(target).unwrap_err();
+                let ResourceError::Mount { source, .. } = error else { panic!("{error}") };
+                assert_eq!(source, Errno::ELOOP, "{target}");
+            }
+            assert_eq!(std::fs::read_dir(share.path()).unwrap().count(), 0);
+        });
+    }
 
     #[test]
     fn a_target_outside_is_refused() {

@@ -11,6 +11,7 @@ use pathrs::Root;
 use pathrs::error::ErrorKind;
 
 use crate::container::helper::CreateRequest;
+use crate::container::helper::causes::Causes;
 use crate::container::helper::command::Command;
 use crate::container::helper::report::{Because, Failure, Report};
 use crate::network::loopback_up;
@@ -22,6 +23,7 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
     if let Some((base, path)) = &request.early_directory {
         make_folder(base, path)?;
     }
+    let causes = Causes::collect().because("collect what libcontainer logs")?;
     let command = Command::new(request.environment, request.directory, report.clone());
     let container = ContainerBuilder::new(request.id, SyscallType::default())
         .with_root_path(directory.join("state"))
@@ -32,7 +34,8 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .because("libcontainer")?;
+        .because("libcontainer")
+        .map_err(|failure| causes.explain(failure))?;
     let pid = container.pid().ok_or_else(|| Failure::other("libcontainer tells no process"))?;
     if request.loopback {
         let namespace = File::open(format!("/proc/{pid}/ns/net")).because("network namespace")?;

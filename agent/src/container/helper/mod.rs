@@ -4,6 +4,7 @@
 //! and reports on a packet socket: the process id, or why there is none. The process inherits that
 //! socket until it executes its command, so that its own failures are told the same way.
 
+mod causes;
 mod command;
 mod console;
 mod create;
