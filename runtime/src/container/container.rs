@@ -248,6 +248,44 @@ impl Container {
         exec.process().ok_or(ContainerError::Status { action: "use", status: "not started" })
     }
 
+    /// Sends a signal to a process; to an added one that is being started once it is there.
+    pub async fn signal(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerError> {
+        if !exec_id.is_empty() {
+            let exec = self.exec(exec_id)?;
+            drop(exec.starting.lock().await);
+        }
+        self.process(exec_id)?.signal(signal, all).await
+    }
+
+    /// Sets the size of a process's terminal; of an added one before its start, too.
+    pub async fn resize(
+        &self,
+        exec_id: &str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            return self.init.resize(rows, columns).await;
+        }
+        self.exec(exec_id)?.resize(rows, columns).await
+    }
+
+    /// Ends the standard input of a process once the clients have closed theirs; of an added one before
+    /// its start, too.
+    pub fn close_input(&self, exec_id: &str) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            self.init.close_input();
+        } else {
+            self.exec(exec_id)?.close_input();
+        }
+        Ok(())
+    }
+
     /// The added process of that name.
     pub fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, ContainerError> {
         let exec = lock(&self.execs).get(exec_id).cloned();
@@ -290,7 +328,8 @@ impl Container {
         exec_id.clone_into(&mut call.exec_id);
         call.process = serde_json::to_vec(&exec.request.spec).map_err(SpecError::Json)?;
         let mut ends = streams.for_agent();
-        (ends.rows, ends.columns) = exec.size();
+        let size = exec.size();
+        (ends.rows, ends.columns) = size;
         call.streams = Some(ends).into();
         let executed = self.follower.agent.exec_process(&call).await;
         if let Err(AgentError::Silent) = &executed {
@@ -301,7 +340,7 @@ impl Container {
         let names = (self.id.as_str(), exec_id);
         let process = Process::follow(names, &self.follower, streams, &self.killer);
         process.started().await;
-        exec.has_started(Arc::clone(&process));
+        exec.has_started(&process, size).await;
         drop(starting);
         Ok(process)
     }

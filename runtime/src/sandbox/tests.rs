@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
-    ListProcessesResponse, ProcessRequest, SetProcessorsRequest, SetProcessorsResponse,
-    SignalProcessRequest, StartShellRequest, StartShellResponse, Streams, UpdateContainerRequest,
-    WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecProcessRequest,
+    ExecProcessResponse, ListProcessesResponse, ProcessRequest, ResizeTerminalRequest,
+    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartShellRequest,
+    StartShellResponse, Streams, UpdateContainerRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::{Agent, create_agent};
 use husk_configuration::Configuration;
@@ -31,8 +31,8 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::agent_client::AgentClient;
 use crate::container::{
-    Container, ContainerError, CreateRequest, Exit, Follower, Happening, HostMounts, Observer,
-    SizePlan, Status,
+    Container, ContainerError, CreateRequest, ExecRequest, Exit, Follower, Happening, HostMounts,
+    Observer, SizePlan, Status,
 };
 use crate::io::StdioPaths;
 use crate::lock::lock;
@@ -115,6 +115,18 @@ struct FakeAgent {
     written: Mutex<u64>,
     status: watch::Sender<Option<u32>>,
     deleted: Arc<tokio::sync::Notify>,
+    execs: Arc<HeldExecs>,
+}
+
+/// Execs that run, before the agent has answered that they do.
+#[derive(Default)]
+struct HeldExecs {
+    /// Notified when the process runs.
+    running: tokio::sync::Notify,
+    /// To be notified for the answer.
+    answer: tokio::sync::Notify,
+    /// The guest's end of the process's standard input.
+    input: Mutex<Option<UnixStream>>,
 }
 
 #[async_trait]
@@ -134,11 +146,37 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<ExecProcessResponse> {
+        let input = self.machine.connect(request.streams.stdin_port);
+        *lock(&self.execs.input) = Some(input);
+        self.execs.running.notify_one();
+        self.execs.answer.notified().await;
+        Ok(ExecProcessResponse { pid: 6, ..Default::default() })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        let (rows, columns) = (request.rows, request.columns);
+        self.machine.note(format!("terminal {rows} {columns} {}", request.exec_id));
+        Ok(Empty::new())
+    }
+
     async fn signal_process(
         &self,
         _: &TtrpcContext,
         request: SignalProcessRequest,
     ) -> ttrpc::Result<Empty> {
+        if !request.exec_id.is_empty() {
+            self.machine.note(format!("signal {} {}", request.signal, request.exec_id));
+            return Ok(Empty::new());
+        }
         // More than the FIFO and the socket hold: most is still on its way when the exit is told.
         let data = vec![b'x'; 1 << 20];
         let stream = lock(&self.output).drain().next().unwrap().1;
@@ -254,7 +292,10 @@ pub(crate) struct Heard(Mutex<Vec<(String, Happening)>>);
 
 impl Observer for Heard {
     fn happened(&self, container_id: &str, exec_id: &str, pid: u32, happening: Happening) {
-        assert_eq!((exec_id, pid), ("", 77));
+        assert_eq!(pid, 77);
+        if !exec_id.is_empty() {
+            return;
+        }
         lock(&self.0).push((container_id.to_owned(), happening));
     }
 }
@@ -267,6 +308,7 @@ pub(crate) struct Stage {
     volumes: Volumes,
     /// Told when a process has been forgotten.
     pub(crate) deleted: Arc<tokio::sync::Notify>,
+    execs: Arc<HeldExecs>,
     server: Server,
 }
 
@@ -305,6 +347,7 @@ pub(crate) async fn stage() -> Stage {
     )
     .unwrap();
     let deleted = Arc::<tokio::sync::Notify>::default();
+    let execs = Arc::<HeldExecs>::default();
     let agent = FakeAgent {
         machine: Arc::clone(&fake),
         streams: Mutex::default(),
@@ -312,6 +355,7 @@ pub(crate) async fn stage() -> Stage {
         written: Mutex::default(),
         status: watch::Sender::new(None),
         deleted: Arc::clone(&deleted),
+        execs: Arc::clone(&execs),
     };
     let (host, guest) = UnixStream::pair().unwrap();
     let once = futures::stream::once(async move { Ok(guest) });
@@ -334,7 +378,7 @@ pub(crate) async fn stage() -> Stage {
     std::fs::create_dir(folder.path().join("share")).unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
     let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, deleted, server }
+    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, server }
 }
 
 impl Stage {
@@ -413,6 +457,39 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
         container.delete().await.unwrap();
         stage.assert_nothing_shared();
         assert!(Path::new("/etc/hostname").exists());
+    });
+}
+
+#[test]
+fn clients_can_be_faster_than_the_answer_to_the_start_of_an_exec() {
+    apart(|| async {
+        let stage = stage().await;
+        let container = Arc::new(stage.create().await);
+        container.start().await.unwrap();
+        let fifo = stage.folder.path().join("in");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let stdin = fifo.to_string_lossy().into_owned();
+        let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"});
+        let stdio = StdioPaths { stdin, terminal: true, ..StdioPaths::default() };
+        let spec = serde_json::from_value(process).unwrap();
+        container.add_exec(ExecRequest { exec_id: "e".to_owned(), spec, stdio }).unwrap();
+        let own = Arc::clone(&container);
+        let starting = tokio::spawn(async move { own.start_exec("e").await });
+        stage.execs.running.notified().await;
+        container.close_input("e").unwrap();
+        container.resize("e", 24, 80).await.unwrap();
+        let own = Arc::clone(&container);
+        let signalling = tokio::spawn(async move { own.signal("e", 15, false).await });
+        tokio::task::yield_now().await;
+        stage.execs.answer.notify_one();
+        starting.await.unwrap().unwrap();
+        signalling.await.unwrap().unwrap();
+        let mut input = lock(&stage.execs.input).take().unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(10), input.read(&mut [0])).await;
+        assert_eq!(end.expect("the input has not ended").unwrap(), 0);
+        let notes = lock(&stage.machine.notes).clone();
+        assert!(notes.contains(&"terminal 24 80 e".to_owned()), "{notes:?}");
+        assert!(notes.contains(&"signal 15 e".to_owned()), "{notes:?}");
     });
 }
 

@@ -90,8 +90,8 @@ impl Task for Handle {
         debug!(self.0.log, "kill"; "container" => &request.id, "exec" => &request.exec_id,
             "signal" => request.signal, "all" => request.all);
         let container = self.0.container(&request.id)?;
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
-        process.signal(request.signal, request.all).await.map_err(ServiceError::from)?;
+        let sent = container.signal(&request.exec_id, request.signal, request.all).await;
+        sent.map_err(ServiceError::from)?;
         Ok(Empty::new())
     }
 
@@ -130,23 +130,14 @@ impl Task for Handle {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Result<Empty> {
         let container = self.0.container(&request.id)?;
         let (rows, columns) = (request.height, request.width);
-        if !request.exec_id.is_empty() {
-            let exec = container.exec(&request.exec_id).map_err(ServiceError::from)?;
-            if exec.process().is_none() {
-                exec.remember_size(rows, columns);
-                return Ok(Empty::new());
-            }
-        }
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
-        process.resize(rows, columns).await.map_err(ServiceError::from)?;
+        container.resize(&request.exec_id, rows, columns).await.map_err(ServiceError::from)?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Result<Empty> {
         let container = self.0.container(&request.id)?;
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
         if request.stdin {
-            process.close_input();
+            container.close_input(&request.exec_id).map_err(ServiceError::from)?;
         }
         Ok(Empty::new())
     }
