@@ -5,6 +5,7 @@
 //! ends the process.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::pidfd::watched_fd;
-use super::{Child, MachineError, NetworkNamespace, Program, Role};
+use super::{Child, MachineError, NetworkNamespace, Program, Role, StreamAddress};
 use crate::error::chain;
 use crate::lock::lock;
 
@@ -119,16 +120,39 @@ impl Machine {
         self.ask(request, descriptors).await.map(|(reply, _)| reply)
     }
 
-    /// Takes the guest's next connection to `port`, once, and hands out its stream.
+    /// Takes the guest's next connection to `port`, whoever makes it, and hands out its stream: for a
+    /// guest in which nothing runs but the agent.
     pub async fn listen_once(&self, port: u32) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.shared.listeners).insert(port, sender);
-        let asked = self.ask(MachineRequest::Listen { port, once: true }, &[]).await;
+        self.listen_at(port, None).await?;
+        Ok(receiver)
+    }
+
+    /// Takes one connection at an address that only the agent will know, and hands out its stream.
+    pub async fn listen(
+        &self,
+    ) -> Result<(StreamAddress, oneshot::Receiver<OwnedFd>), MachineError> {
+        let (sender, receiver) = oneshot::channel();
+        let address = loop {
+            let address = StreamAddress::random().map_err(MachineError::Random)?;
+            // Ends: there are far more ports than listeners.
+            if let Entry::Vacant(free) = lock(&self.shared.listeners).entry(address.port) {
+                free.insert(sender);
+                break address;
+            }
+        };
+        self.listen_at(address.port, Some(address.from)).await?;
+        Ok((address, receiver))
+    }
+
+    async fn listen_at(&self, port: u32, from: Option<u32>) -> Result<(), MachineError> {
+        let asked = self.ask(MachineRequest::Listen { port, once: true, from }, &[]).await;
         if let Err(error) = asked {
             lock(&self.shared.listeners).remove(&port);
             return Err(error);
         }
-        Ok(receiver)
+        Ok(())
     }
 
     /// Takes no connection to `port` any more, if one is still awaited.

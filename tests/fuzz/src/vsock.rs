@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use husk_vmm::devices::virtio::vsock::{BUFFER, Vsock};
+use husk_vmm::devices::virtio::vsock::{BUFFER, Listener, Vsock};
 use husk_vmm::devices::virtio::{Activation, VirtioDevice};
 use husk_vmm::vm::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
@@ -101,8 +101,8 @@ impl Guest {
         let activation =
             Activation { memory: self.memory.clone().into(), features: 1 << 32, queues };
         vsock.activate(activation).expect("an active device");
-        vsock.listen(1024, false);
-        vsock.listen(1025, true);
+        vsock.listen(1024, Listener { once: false, from: None });
+        vsock.listen(1025, Listener { once: true, from: Some(7) });
     }
 
     fn write<T: vm_memory::ByteValued>(&self, value: T, at: u64) {

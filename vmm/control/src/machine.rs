@@ -29,6 +29,9 @@ pub enum MachineRequest {
         port: u32,
         /// Stop listening after the first connection.
         once: bool,
+        /// The guest's port that connections come from; those from others are refused as if nobody
+        /// listened. `None` takes them from any.
+        from: Option<u32>,
     },
     /// Stop taking connections to this host port.
     Unlisten {

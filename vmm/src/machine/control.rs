@@ -12,6 +12,7 @@ use husk_control::{
 use slog::{Logger, debug, error, warn};
 
 use super::{EndSignal, Machine, NetworkParts, chain};
+use crate::devices::virtio::vsock::Listener;
 
 const REQUESTS: u32 = 0;
 const END: u32 = 1;
@@ -115,8 +116,8 @@ impl ControlHandler {
         let done = |()| Reply::Done;
         Some(match request {
             MachineRequest::Boot(_) => Err("the machine has been booted already".to_owned()),
-            MachineRequest::Listen { port, once } => {
-                self.machine.vsock().listen(port, once);
+            MachineRequest::Listen { port, once, from } => {
+                self.machine.vsock().listen(port, Listener { once, from });
                 Ok(Reply::Done)
             }
             MachineRequest::Unlisten { port } => {

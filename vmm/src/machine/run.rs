@@ -16,7 +16,7 @@ use super::build::{BuildError, Resources, build};
 use super::control::{Control, ControlHandler};
 use super::streams::ControlStreams;
 use super::{EndSignal, EventLoop, Machine};
-use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::vsock::{Listener, Vsock};
 use crate::seccomp::{self, SeccompError};
 use crate::vcpu::VcpuError;
 
@@ -105,8 +105,8 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
                 let config = BootConfig::clone(config);
                 return Ok(Some(Boot { id, packet, config }));
             }
-            MachineRequest::Listen { port, once } => {
-                vsock.listen(*port, *once);
+            MachineRequest::Listen { port, once, from } => {
+                vsock.listen(*port, Listener { once: *once, from: *from });
                 Ok(Reply::Done)
             }
             MachineRequest::Unlisten { port } => {

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::incoming::Round;
-use super::mux::{Counters, Mux};
+use super::mux::{Counters, Listener, Mux};
 use super::outgoing::Buffers;
 use super::state::{STATE_VERSION, VsockState};
 use super::{ConnectError, StreamSink};
@@ -67,9 +67,9 @@ impl Vsock {
         })
     }
 
-    /// Lets the guest connect to a host port: once, or until [`Vsock::unlisten`].
-    pub fn listen(&mut self, port: u32, once: bool) {
-        self.mux.listeners.insert(port, once);
+    /// Lets the guest connect to a host port, as `listener` says, or until [`Vsock::unlisten`].
+    pub fn listen(&mut self, port: u32, listener: Listener) {
+        self.mux.listeners.insert(port, listener);
     }
 
     /// Closes a host port; connections stay.

@@ -5,7 +5,7 @@ use husk_control::{GUEST_CID, HOST_CID};
 
 use super::ConnectError;
 use super::connection::{Connection, Phase, Ports};
-use super::mux::Mux;
+use super::mux::{Listener, Mux};
 use super::packet::{HEADER, Header, STREAM, op};
 use crate::devices::virtio::chain::{Chain, Limits};
 use crate::devices::virtio::ring::Ring;
@@ -148,7 +148,10 @@ impl Mux {
         header: &Header,
         ops: &mut EventOps<'_>,
     ) -> Result<(), Fault> {
-        let Some(&once) = self.listeners.get(&ports.host) else {
+        let listener = self.listeners.get(&ports.host).copied();
+        // A port that is not for this one looks like a port that nobody listens on.
+        let listener = listener.filter(|one| one.from.is_none_or(|from| from == ports.guest));
+        let Some(Listener { once, .. }) = listener else {
             self.refuse(header);
             return Ok(());
         };

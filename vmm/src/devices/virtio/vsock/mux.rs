@@ -31,6 +31,15 @@ pub struct Counters {
     pub to_guest: u64,
 }
 
+/// A host port that is open to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// Whether for one connection only.
+    pub once: bool,
+    /// The guest's port that connections come from; `None` for any.
+    pub from: Option<u32>,
+}
+
 /// All connections of a guest.
 pub struct Mux {
     slots: Vec<Option<Connection>>,
@@ -40,8 +49,8 @@ pub struct Mux {
     pub(super) ready: VecDeque<u32>,
     /// Resets for packets that belong to no connection.
     pub(super) resets: VecDeque<Header>,
-    /// Host ports open to the guest, and whether only for one connection.
-    pub(super) listeners: HashMap<u32, bool>,
+    /// Host ports open to the guest.
+    pub(super) listeners: HashMap<u32, Listener>,
     pub(super) sink: Box<dyn StreamSink>,
     pub(super) counters: Counters,
     next_port: u32,
