@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, connect, getsockopt,
-    socket, sockopt::SocketError,
+    AddressFamily, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, bind, connect,
+    getsockopt, socket, sockopt::SocketError,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -19,6 +19,23 @@ const HOST_CID: u32 = 2;
 
 /// How long a connection may take; the host takes or refuses it in microseconds.
 const CONNECT_SECONDS: i64 = 30;
+
+/// Where a stream comes to, and where from: the host takes it from nowhere else, so that no other process
+/// of the guest can take it, though any may dial any port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The host's port.
+    pub port: u32,
+    /// The agent's port; `None` for any.
+    pub from: Option<u32>,
+}
+
+impl Address {
+    /// The host's `port`, from any of the agent's.
+    pub fn open(port: u32) -> Self {
+        Self { port, from: None }
+    }
+}
 
 /// Where the host's ports are.
 #[derive(Debug, Clone)]
@@ -38,24 +55,35 @@ impl Host {
         }
     }
 
-    /// Begins a connection to `port`; [`connected`] or [`stream`] waits for it. The descriptor does not block.
-    pub fn dial(&self, port: u32) -> io::Result<OwnedFd> {
+    /// Begins a connection to `address`; [`connected`] or [`stream`] waits for it. The descriptor does not
+    /// block.
+    pub fn dial(&self, Address { port, from }: Address) -> io::Result<OwnedFd> {
         match self {
-            Host::Vsock => begin(AddressFamily::Vsock, &VsockAddr::new(HOST_CID, port)),
+            Host::Vsock => {
+                let own = from.map(|from| VsockAddr::new(libc::VMADDR_CID_ANY, from));
+                begin(AddressFamily::Vsock, own, &VsockAddr::new(HOST_CID, port))
+            }
             Host::Directory(directory) => {
                 let address = UnixAddr::new(&directory.join(port.to_string()))?;
-                begin(AddressFamily::Unix, &address)
+                begin(AddressFamily::Unix, None, &address)
             }
         }
     }
 }
 
-fn begin(family: AddressFamily, address: &dyn SockaddrLike) -> io::Result<OwnedFd> {
+fn begin(
+    family: AddressFamily,
+    own: Option<VsockAddr>,
+    address: &dyn SockaddrLike,
+) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None)?;
     if family == AddressFamily::Vsock {
         // Without it the kernel's own patience has to do.
         let _ = calls::be_patient(fd.as_fd(), CONNECT_SECONDS);
+    }
+    if let Some(own) = own {
+        bind(fd.as_raw_fd(), &own)?;
     }
     match connect(fd.as_raw_fd(), address) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),

@@ -29,6 +29,7 @@ pub const HUSK_CASES_ALONE: &[Case] = &[
     ("attack::queues", |runtime| by_hand(runtime, "queues", &[])),
     ("attack::ports", |runtime| by_hand(runtime, "ports", &["reset", "powered off"])),
     ("attack::vsock_ports", vsock_ports),
+    ("attack::vsock_streams", vsock_streams),
     ("attack::vsock_flood", |runtime| by_hand(runtime, "vsock-flood", &[])),
     ("attack::interrupts", |runtime| by_hand(runtime, "interrupts", &[])),
     ("attack::log", log),
@@ -242,6 +243,23 @@ fn by_hand(runtime: Runtime, name: &str, reasons: &[&str]) -> Result<()> {
 fn vsock_ports(runtime: Runtime) -> Result<()> {
     let mut beside = Beside::start(runtime, attacker(runtime, "vsock-ports")?)?;
     beside.watch(seconds()? + 4)?;
+    let said = beside.attacked.shell("cat /tmp/said")?;
+    ensure!(said.contains("done") && !said.contains("answered"), "{said}");
+    beside.ends(&[])
+}
+
+/// Root dials where streams of processes might come to, while there are execs: none of them notices.
+fn vsock_streams(runtime: Runtime) -> Result<()> {
+    let mut beside = Beside::start(runtime, attacker(runtime, "vsock-streams")?)?;
+    let (since, mut execs) = (Instant::now(), 0);
+    while since.elapsed() < Duration::from_secs(seconds()?) {
+        let finished =
+            beside.attacked.exec(&["sh", "-c", "cat; echo out; echo err >&2; exit 7"])?;
+        ensure!((finished.text(7)?.as_str(), finished.stderr.as_str()) == ("out", "err\n"));
+        execs += 1;
+    }
+    eprintln!("{execs} execs");
+    beside.watch(4)?;
     let said = beside.attacked.shell("cat /tmp/said")?;
     ensure!(said.contains("done") && !said.contains("answered"), "{said}");
     beside.ends(&[])

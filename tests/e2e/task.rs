@@ -105,7 +105,8 @@ fn list(runtime: Runtime) -> Result<()> {
     husk_tests::containerd::finish(exec)?.text(137).map(drop)
 }
 
-/// The process that clients are told of stands for the container on the host.
+/// The process that clients are told of stands for the container on the host; they find it among its
+/// processes, and no stranger's.
 fn pid(runtime: Runtime) -> Result<()> {
     let shared = SHARED.of(runtime)?;
     let task = &shared.task;
@@ -116,6 +117,15 @@ fn pid(runtime: Runtime) -> Result<()> {
     ensure!(cgroup.trim_end().ends_with(&format!("/default/{}", task.id)), "{cgroup}");
     let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net"));
     ensure!(network(pid)? != network("self")?, "it is in the host's network");
+    let listed = task.call("ps")?;
+    let pids = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let pids: Vec<_> = pids.collect();
+    ensure!(pids.contains(&pid), "{pid} is not among {pids:?}");
+    for pid in pids {
+        // One that has ended meanwhile is nobody's.
+        let Ok(cgroup) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        ensure!(cgroup.trim_end().ends_with(&format!("/default/{}", task.id)), "{pid}: {cgroup}");
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use husk_agent_protocols::AGENT_PORT;
 use nix::sys::resource::{Resource, setrlimit};
 use slog::{Logger, crit, info};
 
-use crate::host::Host;
+use crate::host::{Address, Host};
 use crate::init::reaper::Reaper;
 use crate::init::{log, mounts, power};
 use crate::rpc;
@@ -20,7 +20,7 @@ const DESCRIPTORS: u64 = 1 << 20;
 /// The guest's init. Does not come back: the machine is reset at the end.
 pub fn guest() -> ExitCode {
     // The handshake of the connection goes on while the mounts are made.
-    let dialled = Host::Vsock.dial(AGENT_PORT);
+    let dialled = Host::Vsock.dial(Address::open(AGENT_PORT));
     let mounted = mounts::enter_root();
     let log = log::logger();
     let result = mounted.map_err(io::Error::other).and_then(|()| serve(&log, Host::Vsock, dialled));
@@ -35,7 +35,7 @@ pub fn component(directory: PathBuf) -> ExitCode {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let host = Host::Directory(directory);
     let log = log::stderr();
-    let dialled = host.dial(AGENT_PORT);
+    let dialled = host.dial(Address::open(AGENT_PORT));
     let result = mounts::component_root(&name).map_err(io::Error::other).and_then(|outside| {
         serve(&log, host, dialled)?;
         mounts::component_leave(&outside, &name).map_err(io::Error::other)

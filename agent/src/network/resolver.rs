@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::host::{Host, stream};
+use crate::host::{Address, Host, stream};
 
 /// Questions that an answer can still come to. Those who asked before have asked again by then.
 const WAITING: usize = 256;
@@ -66,9 +66,9 @@ impl Waiting {
     }
 }
 
-/// From now on, what is asked at the name server's address goes to the host's port `to`, for as long as
-/// the host keeps the connection.
-pub async fn serve(host: &Host, to: u32) -> io::Result<()> {
+/// From now on, what is asked at the name server's address goes to `to`, for as long as the host keeps the
+/// connection.
+pub async fn serve(host: &Host, to: Address) -> io::Result<()> {
     let packets = UdpSocket::bind((ADDRESS, 0)).await?;
     let listener = TcpListener::bind((ADDRESS, 0)).await?;
     let answers = answering_socket()?;
@@ -265,7 +265,7 @@ mod tests {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let host = Host::Directory(folder.path().to_owned());
-                if let Err(error) = serve(&host, 7).await {
+                if let Err(error) = serve(&host, Address::open(7)).await {
                     return husk_skip::skipped(error);
                 }
                 // A container's own name server.

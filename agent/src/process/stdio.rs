@@ -9,7 +9,7 @@ use nix::unistd::{Uid, fchown, pipe2};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::host::{Host, connected};
+use crate::host::{Address, Host, connected};
 use crate::init::calls;
 use crate::process::inlet::Inlet;
 use crate::process::outlet::Outlet;
@@ -18,15 +18,15 @@ use crate::process::terminal::{self, Terminal};
 /// Larger than the default of 64 KiB: fewer turns of the relay for the same bytes.
 const PIPE_SIZE: i32 = 256 << 10;
 
-/// What the host asks for; a port of 0 is none.
+/// What the host asks for; a stream without an address is `/dev/null`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
-    /// Host port that standard input comes from.
-    pub input: u32,
-    /// Host port that standard output goes to.
-    pub output: u32,
-    /// Host port that standard error goes to; not with a terminal.
-    pub error: u32,
+    /// Where standard input comes from.
+    pub input: Option<Address>,
+    /// Where standard output goes to.
+    pub output: Option<Address>,
+    /// Where standard error goes to; not with a terminal.
+    pub error: Option<Address>,
     /// Whether the process has a terminal.
     pub terminal: bool,
     /// The terminal's size in characters; 0 leaves the kernel's default.
@@ -78,11 +78,11 @@ pub fn open(host: &Host, request: Request, owner: Uid) -> io::Result<(Stdio, Lin
         stdio.input = reader;
         links.input = Some(Link { socket, pipe: Some(writer) });
     }
-    for (port, theirs, link) in [
+    for (address, theirs, link) in [
         (request.output, &mut stdio.output, &mut links.output),
         (request.error, &mut stdio.error, &mut links.error),
     ] {
-        if let Some(socket) = dial(host, port)? {
+        if let Some(socket) = dial(host, address)? {
             let (reader, writer) = pipe(owner)?;
             unblock(&reader)?;
             *theirs = writer;
@@ -92,11 +92,9 @@ pub fn open(host: &Host, request: Request, owner: Uid) -> io::Result<(Stdio, Lin
     Ok((stdio, links))
 }
 
-fn dial(host: &Host, port: u32) -> io::Result<Option<AsyncFd<OwnedFd>>> {
-    if port == 0 {
-        return Ok(None);
-    }
-    Ok(Some(calls::watch(host.dial(port)?, Interest::READABLE | Interest::WRITABLE)?))
+fn dial(host: &Host, address: Option<Address>) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    let Some(address) = address else { return Ok(None) };
+    Ok(Some(calls::watch(host.dial(address)?, Interest::READABLE | Interest::WRITABLE)?))
 }
 
 fn pipe(owner: Uid) -> io::Result<(OwnedFd, OwnedFd)> {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
-use crate::host::{Host, stream};
+use crate::host::{Address, Host, stream};
 
 /// How often, and after what pause, the host is dialled again if it refuses: it may be restoring.
 const TRIES: u32 = 50;
@@ -40,7 +40,7 @@ pub async fn connect(host: &Host, dialled: io::Result<OwnedFd>) -> io::Result<Co
             return Err(error);
         }
         tokio::time::sleep(PAUSE).await;
-        dialled = host.dial(AGENT_PORT);
+        dialled = host.dial(Address::open(AGENT_PORT));
     }
     unreachable!("the loop has no other end")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
-    ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, Interface, InterfaceUse,
+    ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, HostPort, Interface, InterfaceUse,
     ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
     ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
     StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
@@ -18,6 +18,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
 use crate::container::{Container, ContainerError, Counters};
+use crate::host::Address;
 use crate::machine::{self, interfaces};
 use crate::network::{State, WantedInterface};
 use crate::process::{self, Process, SignalError};
@@ -47,12 +48,23 @@ impl Service {
     }
 }
 
+/// Where the host is to be dialled; `None` without a port.
+fn address(host: &HostPort) -> Option<Address> {
+    let from = (host.from != 0).then_some(host.from);
+    (host.port != 0).then_some(Address { port: host.port, from })
+}
+
+/// As [`address`], where there must be one.
+fn host(host: &HostPort) -> Result<Address> {
+    address(host).ok_or_else(|| status(Code::INVALID_ARGUMENT, "the host's port is missing"))
+}
+
 /// What is asked of a process's streams.
 pub fn streams(streams: &Streams) -> process::Request {
     process::Request {
-        input: streams.stdin_port,
-        output: streams.stdout_port,
-        error: streams.stderr_port,
+        input: address(&streams.stdin),
+        output: address(&streams.stdout),
+        error: address(&streams.stderr),
         terminal: streams.terminal,
         rows: size(streams.rows),
         columns: size(streams.columns),
@@ -226,7 +238,7 @@ impl Agent for Service {
     ) -> Result<StartShellResponse> {
         self.started()?;
         let start = ShellStart {
-            program: request.program_port,
+            program: host(&request.program)?,
             streams: streams(&request.streams),
             arguments: request.arguments,
             environment: request.environment,
@@ -239,7 +251,7 @@ impl Agent for Service {
         self.started()?;
         let port = u16::try_from(request.port)
             .map_err(|_| status(Code::INVALID_ARGUMENT, "a TCP port is at most 65535"))?;
-        self.sandbox.forward(port, request.ipv6, request.host_port).await?;
+        self.sandbox.forward(port, request.ipv6, host(&request.host)?).await?;
         Ok(Empty::new())
     }
 
@@ -249,7 +261,7 @@ impl Agent for Service {
         request: ServeResolverRequest,
     ) -> Result<Empty> {
         self.started()?;
-        let serving = self.sandbox.serve_resolver(request.host_port).await;
+        let serving = self.sandbox.serve_resolver(host(&request.host)?).await;
         serving.map_err(|error| {
             status(Code::UNAVAILABLE, format!("names cannot be asked of the host: {error}"))
         })?;

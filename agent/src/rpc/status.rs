@@ -54,7 +54,7 @@ impl From<ForwardError> for Error {
     fn from(error: ForwardError) -> Self {
         let code = match &error {
             ForwardError::Refused { .. } => Code::NOT_FOUND,
-            ForwardError::Host { .. } => Code::UNAVAILABLE,
+            ForwardError::Host(_) => Code::UNAVAILABLE,
         };
         status(code, error)
     }

@@ -9,7 +9,7 @@ use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
 use crate::container::{self, Cgroup, Container, ContainerError, Holder, SharedPids, Volumes};
-use crate::host::Host;
+use crate::host::{Address, Host};
 use crate::init::reaper::Reaper;
 use crate::machine::{self, MachineError};
 use crate::network::{ForwardError, Network, State, forward, serve_resolver};
@@ -78,13 +78,13 @@ impl Sandbox {
         updated
     }
 
-    /// Connects a port of the loopback device with one of the host's.
-    pub async fn forward(&self, port: u16, ipv6: bool, host: u32) -> Result<(), ForwardError> {
+    /// Connects a port of the loopback device with the host.
+    pub async fn forward(&self, port: u16, ipv6: bool, host: Address) -> Result<(), ForwardError> {
         forward(&self.host, port, ipv6, host).await
     }
 
-    /// Has names asked of the host, by its port `host`.
-    pub async fn serve_resolver(&self, host: u32) -> std::io::Result<()> {
+    /// Has names asked of the host, at `host`.
+    pub async fn serve_resolver(&self, host: Address) -> std::io::Result<()> {
         serve_resolver(&self.host, host).await
     }
 

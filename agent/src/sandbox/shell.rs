@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::container::helper::{Console, Helper, ShellRequest};
 use crate::container::{Cgroup, ContainerError, SpecError, Tried, check_id};
-use crate::host::{Host, connected};
+use crate::host::{Address, Host, connected};
 use crate::init::calls;
 use crate::init::mounts::STATE;
 use crate::init::reaper::Reaper;
@@ -34,8 +34,8 @@ const PROGRAM_PATIENCE: Duration = Duration::from_secs(30);
 /// A shell to be started.
 #[derive(Debug)]
 pub struct ShellStart {
-    /// The port that the program comes from.
-    pub program: u32,
+    /// Where the program comes from.
+    pub program: Address,
     /// Its arguments, its name the first.
     pub arguments: Vec<String>,
     /// Its environment.
@@ -157,9 +157,9 @@ async fn make(
     }))
 }
 
-/// Writes what comes from the host's `port` into an executable file.
-async fn receive(host: &Host, port: u32, path: &Path) -> io::Result<()> {
-    let socket = calls::watch(host.dial(port)?, Interest::READABLE | Interest::WRITABLE)?;
+/// Writes what comes from `address` into an executable file.
+async fn receive(host: &Host, address: Address, path: &Path) -> io::Result<()> {
+    let socket = calls::watch(host.dial(address)?, Interest::READABLE | Interest::WRITABLE)?;
     connected(&socket).await?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(path)?;
     let mut left = PROGRAM_LIMIT;

@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    ProcessRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
+    HostPort, ProcessRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
     StartShellRequest, Streams, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::AgentClient;
+use protobuf::MessageField;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -163,12 +164,12 @@ impl Agent {
             listeners.push(UnixListener::bind(self.path(&port.to_string()))?);
             anyhow::Ok(port)
         };
-        streams.stdin_port = next()?;
-        streams.stdout_port = next()?;
+        streams.stdin = host_port(next()?);
+        streams.stdout = host_port(next()?);
         if terminal {
             (streams.rows, streams.columns) = (40, 100);
         } else {
-            streams.stderr_port = next()?;
+            streams.stderr = host_port(next()?);
         }
         streams.terminal = terminal;
         Ok(Ports { listeners, streams })
@@ -256,7 +257,7 @@ impl Agent {
         let (ports, mut own) = (self.ports(terminal)?, self.ports(false)?);
         let mut request = StartShellRequest::new();
         request.shell_id = id.to_owned();
-        request.program_port = own.streams.stdin_port;
+        request.program = own.streams.stdin.clone();
         request.arguments = ["sh", "-c", line].map(str::to_owned).to_vec();
         request.environment = vec!["PATH=/bin".to_owned()];
         request.streams = Some(ports.streams.clone()).into();
@@ -340,10 +341,11 @@ impl Agent {
 
     /// A connection to a port of the agent's loopback device.
     pub async fn forward_port(&self, port: u32) -> Result<UnixStream> {
-        let host_port = self.ports.get();
-        self.ports.set(host_port + 1);
-        let listener = UnixListener::bind(self.path(&host_port.to_string()))?;
-        let request = ForwardPortRequest { port, host_port, ..Default::default() };
+        let number = self.ports.get();
+        self.ports.set(number + 1);
+        let listener = UnixListener::bind(self.path(&number.to_string()))?;
+        let host = host_port(number);
+        let request = ForwardPortRequest { port, host, ..Default::default() };
         self.client.forward_port(context(), &request).await?;
         Ok(timeout(PATIENCE, listener.accept()).await??.0)
     }
@@ -377,6 +379,10 @@ fn remove_cgroup(path: &Path) {
         remove_cgroup(&entry.path());
     }
     let _ = fs::remove_dir(path);
+}
+
+fn host_port(port: u32) -> MessageField<HostPort> {
+    Some(HostPort { port, ..Default::default() }).into()
 }
 
 fn context() -> ttrpc::context::Context {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
+    HostPort, ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
     ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
     StartSandboxResponse, StartShellRequest, StatContainerResponse, UpdateContainerRequest,
     WaitOutOfMemoryRequest, WaitProcessResponse,
@@ -17,7 +17,7 @@ use ttrpc::context::{Context, with_duration};
 pub use ttrpc::proto::Code;
 
 use super::gate::{After, Gate, Inside};
-use crate::machine::Machine;
+use crate::machine::{Machine, StreamAddress};
 use crate::printable;
 
 /// For calls that only look something up or pass a signal on.
@@ -210,17 +210,18 @@ impl AgentClient {
         Ok(self.awake(After::Unchanged, self.wire.start_shell(long(), request)).await?.pid)
     }
 
-    /// Has the guest connect its loopback device's `port` with the host's vsock port `host_port`.
-    pub async fn forward_port(&self, port: u16, ipv6: bool, host_port: u32) -> Result<()> {
-        let request =
-            ForwardPortRequest { port: port.into(), ipv6, host_port, ..Default::default() };
+    /// Has the guest connect its loopback device's `port` with `host`.
+    pub async fn forward_port(&self, port: u16, ipv6: bool, host: StreamAddress) -> Result<()> {
+        let host = Some(HostPort::from(host)).into();
+        let request = ForwardPortRequest { port: port.into(), ipv6, host, ..Default::default() };
         self.awake(After::Unchanged, self.wire.forward_port(short(), &request)).await?;
         Ok(())
     }
 
-    /// Has the guest ask names of the host's vsock port `host_port`.
-    pub async fn serve_resolver(&self, host_port: u32) -> Result<()> {
-        let request = ServeResolverRequest { host_port, ..Default::default() };
+    /// Has the guest ask names of `host`.
+    pub async fn serve_resolver(&self, host: StreamAddress) -> Result<()> {
+        let host = Some(HostPort::from(host)).into();
+        let request = ServeResolverRequest { host, ..Default::default() };
         self.awake(After::Unchanged, self.wire.serve_resolver(short(), &request)).await?;
         Ok(())
     }

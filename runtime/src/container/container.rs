@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,9 +26,6 @@ use crate::lock::lock;
 use crate::machine::Machine;
 use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
 use crate::spec::{GuestSpec, SpecError, translate};
-
-/// The first vsock port for streams; below are the well-known ones.
-const FIRST_PORT: u32 = 0x1_0000;
 
 /// How often an exec'd process that was given up is looked for.
 const FORGETTING: u32 = 10;
@@ -72,7 +69,6 @@ pub struct Follower {
     /// How long the guest may take for what it must not hold up.
     pub bounds: Bounds,
     pub(super) sandbox_id: String,
-    ports: Arc<AtomicU32>,
 }
 
 impl Follower {
@@ -98,17 +94,11 @@ impl Follower {
             mounts,
             bounds: Bounds::default(),
             sandbox_id: id.to_owned(),
-            ports: Arc::new(AtomicU32::new(FIRST_PORT)),
         }
     }
 
-    /// Ports are never used again: a stream that comes late finds no listener.
-    pub(crate) fn next_port(&self) -> u32 {
-        self.ports.fetch_add(1, Ordering::Relaxed)
-    }
-
     async fn open(&self, stdio: &StdioPaths) -> Result<Streams, ContainerError> {
-        Ok(Streams::open(stdio, &self.machine, || self.next_port()).await?)
+        Ok(Streams::open(stdio, &self.machine).await?)
     }
 
     /// An answer of the agent's, or why there is none.

@@ -13,7 +13,7 @@ use super::copier::{Patience, Progress, delivered};
 use super::copier::{copy_in, copy_out};
 use super::location::{Location, LocationError, Sink, Source};
 use crate::lock::lock;
-use crate::machine::{Machine, MachineError};
+use crate::machine::{Machine, MachineError, StreamAddress};
 
 /// Before the exit is told without its last bytes. The guest has said that they are coming.
 const EXIT_PATIENCE: Patience =
@@ -57,7 +57,8 @@ pub enum StreamsError {
 #[derive(Debug)]
 pub struct Streams {
     machine: Arc<Machine>,
-    ports: [u32; 3],
+    /// Of standard input, output and error.
+    ends: [Option<StreamAddress>; 3],
     terminal: bool,
     /// The writing end of standard input, held until `CloseIO`.
     keeper: Mutex<Option<std::fs::File>>,
@@ -68,12 +69,8 @@ pub struct Streams {
 
 impl Streams {
     /// Opens the FIFOs and listens on a port of its own for each; copying begins when the agent
-    /// connects. `next_port` gives ports that were never used in this sandbox.
-    pub async fn open(
-        paths: &StdioPaths,
-        machine: &Arc<Machine>,
-        mut next_port: impl FnMut() -> u32,
-    ) -> Result<Self, StreamsError> {
+    /// connects.
+    pub async fn open(paths: &StdioPaths, machine: &Arc<Machine>) -> Result<Self, StreamsError> {
         let located = |stream| move |source| StreamsError::Location { stream, source };
         let stdin = Location::parse(&paths.stdin).and_then(|location| location.open_source());
         let stdin = stdin.map_err(located("input"))?;
@@ -85,11 +82,9 @@ impl Streams {
             Location::parse(&paths.stderr).and_then(|location| location.open_sink())
         };
         let stderr = stderr.map_err(located("error"))?;
-        let mut port = |used: bool| if used { next_port() } else { 0 };
-        let ports = [port(stdin.is_some()), port(stdout.is_some()), port(stderr.is_some())];
         let mut streams = Self {
             machine: Arc::clone(machine),
-            ports,
+            ends: [None; 3],
             terminal: paths.terminal,
             keeper: Mutex::new(None),
             stdout: watch::channel(Progress::default()).1,
@@ -97,16 +92,29 @@ impl Streams {
             copiers: Vec::new(),
         };
         let (input, output, errors) = tokio::join!(
-            listen(machine, ports[0]),
-            listen(machine, ports[1]),
-            listen(machine, ports[2])
+            listen(machine, stdin.is_some()),
+            listen(machine, stdout.is_some()),
+            listen(machine, stderr.is_some())
         );
         // From here on dropping `streams` stops listening.
-        let (input, output, errors) = (
-            input.map_err(StreamsError::Machine)?,
-            output.map_err(StreamsError::Machine)?,
-            errors.map_err(StreamsError::Machine)?,
-        );
+        let mut taken = Vec::new();
+        let mut failed = None;
+        for (end, listening) in streams.ends.iter_mut().zip([input, output, errors]) {
+            match listening {
+                Ok(Some((address, stream))) => {
+                    *end = Some(address);
+                    taken.push(Some(stream));
+                }
+                Ok(None) => taken.push(None),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(StreamsError::Machine(error));
+        }
+        let mut taken = taken.into_iter();
+        let mut next = || taken.next().flatten();
+        let (input, output, errors) = (next(), next(), next());
         if let (Some(Source { reading, writing }), Some(stream)) = (stdin, input) {
             *lock(&streams.keeper) = Some(writing);
             streams.copiers.push(tokio::spawn(async move {
@@ -123,7 +131,8 @@ impl Streams {
     /// What the agent has to know.
     pub fn for_agent(&self) -> agent::Streams {
         let mut streams = agent::Streams::new();
-        [streams.stdin_port, streams.stdout_port, streams.stderr_port] = self.ports;
+        [streams.stdin, streams.stdout, streams.stderr] =
+            self.ends.map(|end| end.map(Into::into).into());
         streams.terminal = self.terminal;
         streams
     }
@@ -138,8 +147,8 @@ impl Streams {
         let (mut out, mut err) = (self.stdout.clone(), self.stderr.clone());
         let all = async {
             tokio::join!(
-                delivered(&mut out, wanted(self.ports[1], stdout), EXIT_PATIENCE),
-                delivered(&mut err, wanted(self.ports[2], stderr), EXIT_PATIENCE)
+                delivered(&mut out, wanted(self.ends[1], stdout), EXIT_PATIENCE),
+                delivered(&mut err, wanted(self.ends[2], stderr), EXIT_PATIENCE)
             )
         };
         all.await;
@@ -149,8 +158,8 @@ impl Streams {
     pub async fn finished(&self) {
         let (mut out, mut err) = (self.stdout.clone(), self.stderr.clone());
         tokio::join!(
-            delivered(&mut out, wanted(self.ports[1], u64::MAX), CLOSE_PATIENCE),
-            delivered(&mut err, wanted(self.ports[2], u64::MAX), CLOSE_PATIENCE)
+            delivered(&mut out, wanted(self.ends[1], u64::MAX), CLOSE_PATIENCE),
+            delivered(&mut err, wanted(self.ends[2], u64::MAX), CLOSE_PATIENCE)
         );
     }
 
@@ -176,24 +185,23 @@ impl Drop for Streams {
         for copier in &self.copiers {
             copier.abort();
         }
-        let (machine, ports) = (Arc::clone(&self.machine), self.ports);
+        let (machine, ends) = (Arc::clone(&self.machine), self.ends);
         tokio::spawn(async move {
-            for port in ports.into_iter().filter(|port| *port != 0) {
-                machine.unlisten(port).await;
+            for end in ends.into_iter().flatten() {
+                machine.unlisten(end.port).await;
             }
         });
     }
 }
 
-fn wanted(port: u32, bytes: u64) -> u64 {
-    if port == 0 { 0 } else { bytes }
+fn wanted(end: Option<StreamAddress>, bytes: u64) -> u64 {
+    end.map_or(0, |_| bytes)
 }
 
-async fn listen(
-    machine: &Machine,
-    port: u32,
-) -> Result<Option<oneshot::Receiver<OwnedFd>>, MachineError> {
-    if port == 0 { Ok(None) } else { machine.listen_once(port).await.map(Some) }
+type Listening = (StreamAddress, oneshot::Receiver<OwnedFd>);
+
+async fn listen(machine: &Machine, used: bool) -> Result<Option<Listening>, MachineError> {
+    if used { machine.listen().await.map(Some) } else { Ok(None) }
 }
 
 /// The stream once the agent has connected; none if the machine is gone before.

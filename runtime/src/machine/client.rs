@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::pidfd::watched_fd;
-use super::{Child, MachineError, NetworkNamespace, Program, Role};
+use super::{Child, MachineError, NetworkNamespace, Program, Role, StreamAddress};
 use crate::error::chain;
 use crate::lock::lock;
 
@@ -148,12 +148,36 @@ impl Machine {
         self.ask(request, descriptors).await.map(|(reply, _)| reply)
     }
 
-    /// Takes the guest's next connection to `port`, once, and hands out its stream.
+    /// Takes the guest's next connection to `port`, whoever makes it, and hands out its stream: for a
+    /// guest in which nothing runs but the agent.
     pub async fn listen_once(&self, port: u32) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
+        self.accept_at(port, None).await
+    }
+
+    /// Takes one connection at an address that only the agent will know, and hands out its stream.
+    pub async fn listen(
+        &self,
+    ) -> Result<(StreamAddress, oneshot::Receiver<OwnedFd>), MachineError> {
+        let address = loop {
+            let address = StreamAddress::random().map_err(MachineError::Random)?;
+            // Ends: there are far more ports than listeners.
+            if !lock(&self.shared.listeners).contains_key(&address.port) {
+                break address;
+            }
+        };
+        let stream = self.accept_at(address.port, Some(address.from)).await?;
+        Ok((address, stream))
+    }
+
+    async fn accept_at(
+        &self,
+        port: u32,
+        from: Option<u32>,
+    ) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
         let (end, theirs) = pair().map_err(|source| MachineError::Pair { source })?;
         let (waiting, receiver) = oneshot::channel();
         lock(&self.shared.listeners).insert(port, Listener { end, waiting });
-        let asked = MachineRequest::Accept { port, stream: 0 };
+        let asked = MachineRequest::Accept { port, from, stream: 0 };
         let asked = self.ask(asked, &[theirs.as_fd()]).await;
         if let Err(error) = asked {
             lock(&self.shared.listeners).remove(&port);
@@ -506,7 +530,9 @@ pub(crate) mod tests {
         let peer = tokio::task::spawn_blocking(move || {
             let mut packet = husk_control::receive::<Request>(&theirs).unwrap().unwrap();
             let Request { id, request } = packet.message.clone();
-            let MachineRequest::Accept { port, stream } = request else { panic!("{request:?}") };
+            let MachineRequest::Accept { port, stream, .. } = request else {
+                panic!("{request:?}")
+            };
             let end = packet.take(stream).unwrap();
             fcntl(&end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
             for message in [

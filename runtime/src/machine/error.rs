@@ -34,6 +34,9 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
+    /// The kernel gave no random numbers.
+    #[error("cannot choose the ports of a stream")]
+    Random(#[source] io::Error),
     /// The control socket failed, or something came over it that is no message.
     #[error("machine process")]
     Control(#[source] PacketError),

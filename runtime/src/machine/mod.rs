@@ -1,5 +1,6 @@
 //! The two roles of `husk-vmm` as seen from outside: processes, driven over control sockets.
 
+mod address;
 mod client;
 mod error;
 mod files;
@@ -7,6 +8,7 @@ mod network;
 mod pidfd;
 mod process;
 
+pub use address::StreamAddress;
 pub use client::{Machine, MachineEnd};
 pub(crate) use client::{receive, send};
 pub use error::MachineError;

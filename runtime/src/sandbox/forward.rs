@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::agent_client::AgentError;
 use crate::container::Follower;
 use crate::error::chain;
+use crate::machine::StreamAddress;
 use crate::resource::network::Loopback;
 
 /// Connections at a time; more wait to be accepted. Each takes two descriptors of the shim's and two
@@ -64,21 +65,22 @@ async fn forward(mut outside: TcpStream, dialled: SocketAddr, follower: &Followe
 /// The guest's end of a connection to `dialled`.
 async fn connect(dialled: SocketAddr, follower: &Follower) -> Result<UnixStream, String> {
     let agent = &follower.agent;
-    called_back(follower, |port| agent.forward_port(dialled.port(), dialled.is_ipv6(), port)).await
+    let (port, ipv6) = (dialled.port(), dialled.is_ipv6());
+    called_back(follower, |host| agent.forward_port(port, ipv6, host)).await
 }
 
-/// The connection that the guest makes to a port of the host's when `ask` has told it the port.
+/// The connection that the agent makes to an address of the host's when `ask` has told it.
 pub(super) async fn called_back<F>(
     follower: &Follower,
-    ask: impl FnOnce(u32) -> F,
+    ask: impl FnOnce(StreamAddress) -> F,
 ) -> Result<UnixStream, String>
 where
     F: Future<Output = Result<(), AgentError>>,
 {
-    let port = follower.next_port();
-    let stream = follower.machine.listen_once(port).await.map_err(|error| chain(&error))?;
-    if let Err(error) = ask(port).await {
-        follower.machine.unlisten(port).await;
+    let listening = follower.machine.listen().await;
+    let (address, stream) = listening.map_err(|error| chain(&error))?;
+    if let Err(error) = ask(address).await {
+        follower.machine.unlisten(address.port).await;
         return Err(chain(&error));
     }
     let stream = stream.await.map_err(|_| "the machine has ended".to_owned())?;

@@ -92,7 +92,7 @@ impl FakeMachine {
             }
             match request {
                 MachineRequest::Boot(_) => panic!("booted"),
-                MachineRequest::Accept { port, stream } => {
+                MachineRequest::Accept { port, from: _, stream } => {
                     lock(&self.streams).insert(port, packet.take(stream).unwrap());
                 }
                 MachineRequest::Pause => lock(&self.paused).push(true),
@@ -188,7 +188,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let port = request.streams.stdout_port;
+        let port = request.streams.stdout.port;
         lock(&self.output).insert(port, self.machine.connect(port));
         *lock(&self.streams) = request.streams.into_option();
         Ok(CreateContainerResponse { pid: 5, ..Default::default() })
@@ -203,7 +203,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: ExecProcessRequest,
     ) -> ttrpc::Result<ExecProcessResponse> {
-        let input = self.machine.connect(request.streams.stdin_port);
+        let input = self.machine.connect(request.streams.stdin.port);
         *lock(&self.execs.input) = Some(input);
         self.execs.running.notify_one();
         self.execs.answer.notified().await;
@@ -294,14 +294,14 @@ impl Agent for FakeAgent {
         request: StartShellRequest,
     ) -> ttrpc::Result<StartShellResponse> {
         let mut text = String::new();
-        let mut program = self.machine.connect(request.program_port);
+        let mut program = self.machine.connect(request.program.port);
         program.read_to_string(&mut text).await.unwrap();
         if text != "program" {
             return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, text)));
         }
-        let mut input = self.machine.connect(request.streams.stdin_port);
-        let mut output = self.machine.connect(request.streams.stdout_port);
-        assert!(request.streams.terminal && request.streams.stderr_port == 0);
+        let mut input = self.machine.connect(request.streams.stdin.port);
+        let mut output = self.machine.connect(request.streams.stdout.port);
+        assert!(request.streams.terminal && request.streams.stderr.is_none());
         let (status, words) = (self.status.clone(), request.arguments.len());
         tokio::spawn(async move {
             let _ = tokio::io::copy(&mut input, &mut output).await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use husk_agent_protocols::agent::StartShellRequest;
+use husk_agent_protocols::agent::{HostPort, StartShellRequest};
 use husk_control::{Packet, PacketError};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
@@ -203,6 +203,7 @@ async fn hear(visitor: &AsyncFd<OwnedFd>, id: &str, follower: &Follower) {
 /// The ports of a shell, and who connects to them.
 struct Ends {
     call: StartShellRequest,
+    ports: Vec<u32>,
     program: Option<oneshot::Receiver<OwnedFd>>,
     streams: Vec<oneshot::Receiver<OwnedFd>>,
 }
@@ -213,21 +214,24 @@ impl Ends {
         terminal: bool,
         follower: &Follower,
     ) -> Result<Self, ContainerError> {
-        let ports: Vec<_> =
-            (0..if terminal { 3 } else { 4 }).map(|_| follower.next_port()).collect();
-        let mut ends = Self { call: call.clone(), program: None, streams: Vec::new() };
-        for (number, port) in ports.iter().enumerate() {
-            let failed = |error: MachineError| ContainerError::MachineEnded(chain(&error));
-            let end = follower.machine.listen_once(*port).await.map_err(failed)?;
+        let failed = |error: MachineError| ContainerError::MachineEnded(chain(&error));
+        let mut ends =
+            Self { call: call.clone(), ports: Vec::new(), program: None, streams: Vec::new() };
+        let mut addresses = Vec::new();
+        for number in 0..if terminal { 3 } else { 4 } {
+            let (address, end) = follower.machine.listen().await.map_err(failed)?;
+            ends.ports.push(address.port);
+            addresses.push(Some(HostPort::from(address)));
             match number {
                 0 => ends.program = Some(end),
                 _ => ends.streams.push(end),
             }
         }
-        call.program_port = ports[0];
+        let mut addresses = addresses.into_iter();
+        let mut next = || addresses.next().flatten().into();
+        call.program = next();
         let streams = call.streams.mut_or_insert_default();
-        (streams.stdin_port, streams.stdout_port) = (ports[1], ports[2]);
-        streams.stderr_port = ports.get(3).copied().unwrap_or(0);
+        (streams.stdin, streams.stdout, streams.stderr) = (next(), next(), next());
         ends.call = call;
         Ok(ends)
     }
@@ -268,9 +272,7 @@ impl Ends {
     }
 
     async fn close(self, follower: &Follower) {
-        let streams = &self.call.streams;
-        let ports = [streams.stdin_port, streams.stdout_port, streams.stderr_port];
-        for port in ports.into_iter().chain([self.call.program_port]).filter(|port| *port != 0) {
+        for port in self.ports {
             follower.machine.unlisten(port).await;
         }
     }

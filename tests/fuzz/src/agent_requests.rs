@@ -5,8 +5,8 @@
 
 use husk_agent::requests;
 use husk_agent_protocols::agent::{
-    CreateContainerRequest, ExecProcessRequest, Interface, NetworkState, StartSandboxRequest,
-    Streams, UpdateContainerRequest,
+    CreateContainerRequest, ExecProcessRequest, HostPort, Interface, NetworkState,
+    StartSandboxRequest, Streams, UpdateContainerRequest,
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protobuf::Message;
@@ -60,7 +60,8 @@ fn bytes(message: &impl Message) -> Vec<u8> {
 fn create(data: &[u8], terminal: bool) -> Vec<u8> {
     // Its paths are the guest's by now.
     let template = spec::TEMPLATE.replace("\"rootfs\"", "\"/run/husk/share/c1/rootfs\"");
-    let streams = Streams { terminal, stdin_port: 1, ..Default::default() };
+    let stdin = Some(HostPort { port: 1, from: 2, ..Default::default() }).into();
+    let streams = Streams { terminal, stdin, ..Default::default() };
     bytes(&CreateContainerRequest {
         container_id: "c1".to_owned(),
         spec: json::text(data, &template, spec::WORDS),

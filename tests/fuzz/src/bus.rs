@@ -14,7 +14,7 @@ use husk_vmm::bus::pci::{ConfigPorts, PciBus};
 use husk_vmm::devices::virtio::VirtioDevice;
 use husk_vmm::devices::virtio::mem::Mem;
 use husk_vmm::devices::virtio::transport::pci::{BAR_SIZE, VirtioPci, layout};
-use husk_vmm::devices::virtio::vsock::Vsock;
+use husk_vmm::devices::virtio::vsock::{Listener, Vsock};
 use husk_vmm::vm::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -68,7 +68,7 @@ impl Guest {
         let bus = Arc::new(PciBus::new(WINDOW, WINDOW_SIZE).expect("a bus"));
         let streams = Streams::default();
         let vsock = Arc::new(Mutex::new(parts::vsock(streams.clone())));
-        vsock.lock().expect("a lock").listen(1024, false);
+        vsock.lock().expect("a lock").listen(1024, Listener::pairs(false));
         let (fs, files) = parts::fs();
         let mem = Arc::new(Mutex::new(parts::mem(&memory)));
         let (net, wire) = parts::net();

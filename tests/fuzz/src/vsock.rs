@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use husk_vmm::devices::virtio::vsock::{BUFFER, Vsock};
+use husk_vmm::devices::virtio::vsock::{BUFFER, Listener, Vsock};
 use husk_vmm::devices::virtio::{Activation, VirtioDevice};
 use husk_vmm::vm::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
@@ -101,8 +102,9 @@ impl Guest {
         let activation =
             Activation { memory: self.memory.clone().into(), features: 1 << 32, queues };
         vsock.activate(activation).expect("an active device");
-        vsock.listen(1024, false);
-        vsock.listen(1025, true);
+        vsock.listen(1024, Listener::pairs(false));
+        let (ours, _) = UnixStream::pair().expect("a pair");
+        vsock.listen(1025, Listener::over(ours.into(), Some(7)));
     }
 
     fn write<T: vm_memory::ByteValued>(&self, value: T, at: u64) {

@@ -36,6 +36,9 @@ pub enum MachineRequest {
     Accept {
         /// The host port.
         port: u32,
+        /// The guest's port that the connection comes from; those from others are refused as if nobody
+        /// listened. `None` takes it from any.
+        from: Option<u32>,
         /// The machine's end of a pair.
         stream: Descriptor,
     },

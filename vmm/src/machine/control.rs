@@ -12,6 +12,7 @@ use husk_control::{
 use slog::{Logger, debug, error, warn};
 
 use super::{EndSignal, Machine, NetworkParts, chain};
+use crate::devices::virtio::vsock::Listener;
 
 const REQUESTS: u32 = 0;
 const END: u32 = 1;
@@ -116,12 +117,13 @@ impl ControlHandler {
         Some(match request {
             MachineRequest::Boot(_) => Err("the machine has been booted already".to_owned()),
             MachineRequest::Listen { port, once } => {
-                self.machine.vsock().listen(port, once);
+                self.machine.vsock().listen(port, Listener::pairs(once));
                 Ok(Reply::Done)
             }
-            MachineRequest::Accept { port, stream } => {
+            MachineRequest::Accept { port, from, stream } => {
                 let taken = packet.take(stream).map_err(chain);
-                taken.map(|stream| self.machine.vsock().accept(port, stream)).map(done)
+                let listener = taken.map(|stream| Listener::over(stream, from));
+                listener.map(|listener| self.machine.vsock().listen(port, listener)).map(done)
             }
             MachineRequest::Unlisten { port } => {
                 self.machine.vsock().unlisten(port);

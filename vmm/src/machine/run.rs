@@ -16,7 +16,7 @@ use super::build::{BuildError, Resources, build};
 use super::control::{Control, ControlHandler};
 use super::streams::ControlStreams;
 use super::{EndSignal, EventLoop, Machine, terminate};
-use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::vsock::{Listener, Vsock};
 use crate::seccomp::{self, SeccompError};
 use crate::vcpu::VcpuError;
 
@@ -108,12 +108,13 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
                 return Ok(Some(Boot { id, packet, config }));
             }
             MachineRequest::Listen { port, once } => {
-                vsock.listen(*port, *once);
+                vsock.listen(*port, Listener::pairs(*once));
                 Ok(Reply::Done)
             }
-            &MachineRequest::Accept { port, stream } => {
+            &MachineRequest::Accept { port, from, stream } => {
                 let taken = packet.take(stream).map_err(chain);
-                taken.map(|stream| vsock.accept(port, stream)).map(|()| Reply::Done)
+                let listener = taken.map(|stream| Listener::over(stream, from));
+                listener.map(|listener| vsock.listen(port, listener)).map(|()| Reply::Done)
             }
             MachineRequest::Unlisten { port } => {
                 vsock.unlisten(*port);

@@ -61,7 +61,8 @@ fn pauses_resumes_and_counts() {
     let mut machine = Machine::new();
     let early = machine.ask(MachineRequest::Pause).unwrap_err();
     assert!(early.contains("not been booted yet"), "{early}");
-    assert_eq!(machine.ask(MachineRequest::Listen { port: 1, once: true }), Ok(Reply::Done));
+    let listen = MachineRequest::Listen { port: 1, once: true };
+    assert_eq!(machine.ask(listen), Ok(Reply::Done));
     assert_eq!(machine.boot(&kvm, &kernel(&code), None, |_| ()), Ok(Reply::Done));
     let exits = |machine: &mut Machine| match machine.ask(MachineRequest::Metrics) {
         Ok(Reply::Metrics(metrics)) => metrics.exits,

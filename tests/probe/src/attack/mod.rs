@@ -45,6 +45,7 @@ pub fn run(name: &str, seconds: u64, seed: u64) -> Result<()> {
         "queues" => queues::all(&until, &mut numbers)?,
         "ports" => registers::ports(&until, &mut numbers)?,
         "vsock-ports" => vsock::ports(&until, &mut numbers)?,
+        "vsock-streams" => vsock::streams(&until)?,
         "vsock-flood" => vsock::flood(&until, &mut numbers)?,
         "log" => floods::log(&until)?,
         "interrupts" => floods::interrupts(&until, &mut numbers)?,

@@ -6,7 +6,8 @@ use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, VsockAddr, connect, getsockopt, send, socket,
+    sockopt,
 };
 
 use super::Until;
@@ -74,5 +75,33 @@ pub fn flood(until: &Until, numbers: &mut Numbers) -> Result<()> {
         }
     }
     println!("open {}", open.len());
+    Ok(())
+}
+
+/// So many ports from the first that a process's streams ever had.
+const STREAMS: std::ops::Range<u32> = 0x1_0000..0x1_0400;
+
+/// Dials the ports where streams of processes might come to, over and over, and says into each that answers
+/// what no process has said. Prints which answered.
+pub fn streams(until: &Until) -> Result<()> {
+    let mut tried = 0;
+    let mut ports = STREAMS.cycle();
+    while until.goes_on() {
+        let mut batch = Vec::new();
+        for port in ports.by_ref().take(BATCH) {
+            tried += 1;
+            batch.extend(start(2, port)?.map(|end| (port, end)));
+        }
+        for (port, end) in batch {
+            let mut wanted = [PollFd::new(end.as_fd(), PollFlags::POLLOUT)];
+            let ready = poll(&mut wanted, PollTimeout::from(2000_u16))?;
+            if ready == 1 && getsockopt(&end, sockopt::SocketError)? == 0 {
+                println!("answered: {port}");
+                // Whoever hears it may hang up meanwhile.
+                let _ = send(end.as_raw_fd(), b"taken\n", MsgFlags::MSG_NOSIGNAL);
+            }
+        }
+    }
+    println!("tried {tried}");
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! The device.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use event_manager::EventOps;
 use husk_control::GUEST_CID;
@@ -68,14 +67,9 @@ impl Vsock {
         })
     }
 
-    /// Lets the guest connect to a host port: once, or until [`Vsock::unlisten`].
-    pub fn listen(&mut self, port: u32, once: bool) {
-        self.mux.listeners.insert(port, if once { Listener::Once } else { Listener::Every });
-    }
-
-    /// Lets the guest connect to a host port once, which joins it to `stream`.
-    pub fn accept(&mut self, port: u32, stream: OwnedFd) {
-        self.mux.listeners.insert(port, Listener::Over(stream));
+    /// Lets the guest connect to a host port, as `listener` says, or until [`Vsock::unlisten`].
+    pub fn listen(&mut self, port: u32, listener: Listener) {
+        self.mux.listeners.insert(port, listener);
     }
 
     /// Closes a host port; connections stay.

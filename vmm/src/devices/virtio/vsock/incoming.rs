@@ -7,7 +7,7 @@ use husk_control::{GUEST_CID, HOST_CID};
 
 use super::ConnectError;
 use super::connection::{Connection, Phase, Ports};
-use super::mux::{Listener, Mux};
+use super::mux::{HostEnd, Listener, Mux};
 use super::packet::{HEADER, Header, STREAM, op};
 use crate::devices::virtio::chain::{Chain, Limits};
 use crate::devices::virtio::ring::Ring;
@@ -150,7 +150,9 @@ impl Mux {
         header: &Header,
         ops: &mut EventOps<'_>,
     ) -> Result<(), Fault> {
-        if !self.listeners.contains_key(&ports.host) {
+        // A port that is not for this one looks like a port that nobody listens on.
+        let listener = self.listeners.get(&ports.host);
+        if listener.is_none_or(|one| one.from.is_some_and(|from| from != ports.guest)) {
             self.refuse(header);
             return Ok(());
         }
@@ -179,15 +181,16 @@ impl Mux {
     /// The device's end of a stream for the open host port `port`, and the other end if that is with
     /// nobody yet.
     fn take_ends(&mut self, port: u32) -> Option<(OwnedFd, Option<OwnedFd>)> {
-        match self.listeners.remove(&port)? {
-            Listener::Over(ours) => {
+        let Listener { from, end } = self.listeners.remove(&port)?;
+        match end {
+            HostEnd::Over(ours) => {
                 socket::widen(&ours);
                 Some((ours, None))
             }
-            listener => {
+            end => {
                 let pair = socket::pair();
-                if pair.is_err() || matches!(listener, Listener::Every) {
-                    self.listeners.insert(port, listener);
+                if pair.is_err() || matches!(end, HostEnd::Every) {
+                    self.listeners.insert(port, Listener { from, end });
                 }
                 pair.ok().map(|(ours, theirs)| (ours, Some(theirs)))
             }

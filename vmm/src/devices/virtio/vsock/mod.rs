@@ -48,7 +48,7 @@ use std::os::fd::OwnedFd;
 
 pub use credit::BUFFER;
 pub use device::Vsock;
-pub use mux::{Counters, MAX_CONNECTIONS};
+pub use mux::{Counters, Listener, MAX_CONNECTIONS};
 pub use state::VsockState;
 
 /// Where streams go.

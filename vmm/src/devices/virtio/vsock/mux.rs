@@ -31,15 +31,36 @@ pub struct Counters {
     pub to_guest: u64,
 }
 
-/// What becomes of the guest's next connection to a host port.
+/// A host port that is open to the guest.
 #[derive(Debug)]
-pub enum Listener {
-    /// A pair is made for it, as for all that follow.
+pub struct Listener {
+    /// The guest's port that connections come from; `None` for any.
+    pub from: Option<u32>,
+    /// The host's end of a connection.
+    pub end: HostEnd,
+}
+
+/// The host's end of the guest's connection to an open port.
+#[derive(Debug)]
+pub enum HostEnd {
+    /// A pair is made for each connection.
     Every,
-    /// A pair is made for it, and the port closed.
+    /// A pair is made for one connection, which closes the port.
     Once,
-    /// It is joined to this socket, and the port closed.
+    /// One connection is joined to this socket, which closes the port.
     Over(OwnedFd),
+}
+
+impl Listener {
+    /// A port that any connection opens, with a pair for each: for `once` or all that come.
+    pub fn pairs(once: bool) -> Self {
+        Self { from: None, end: if once { HostEnd::Once } else { HostEnd::Every } }
+    }
+
+    /// A port for one connection, from the guest's port `from`, that is joined to `stream`.
+    pub fn over(stream: OwnedFd, from: Option<u32>) -> Self {
+        Self { from, end: HostEnd::Over(stream) }
+    }
 }
 
 /// All connections of a guest.

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::packet::{HEADER, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM, op};
-use super::{BUFFER, ConnectError, StreamSink, Vsock, VsockState};
+use super::{BUFFER, ConnectError, Listener, StreamSink, Vsock, VsockState};
 use crate::devices::virtio::state::RestoreError;
 use crate::devices::virtio::testing::{DriverQueue, logger};
 use crate::devices::virtio::{Activation, VirtioDevice};
@@ -176,7 +176,7 @@ impl Guest {
     fn open(&mut self, guest: u32, host: u32) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         *self.streams.given.lock().unwrap() = Some(theirs.into());
-        self.vsock.lock().unwrap().accept(host, ours.into());
+        self.vsock.lock().unwrap().listen(host, Listener::over(ours.into(), None));
         self.send(&Self::header(op::REQUEST, guest, host), &[]);
         let response = self.expect(op::RESPONSE);
         assert_eq!((response.src_port, response.dst_port), (host, guest));
@@ -208,7 +208,7 @@ fn only_open_ports_can_be_reached_and_once_means_once() {
     let _stream = guest.open(7, 1024);
     guest.send(&Guest::header(op::REQUEST, 8, 1024), &[]);
     guest.expect(op::RST);
-    guest.vsock.lock().unwrap().listen(9, false);
+    guest.vsock.lock().unwrap().listen(9, Listener::pairs(false));
     for port in 100..103 {
         guest.send(&Guest::header(op::REQUEST, port, 9), &[]);
         guest.expect(op::RESPONSE);
@@ -217,6 +217,27 @@ fn only_open_ports_can_be_reached_and_once_means_once() {
     guest.vsock.lock().unwrap().unlisten(9);
     guest.send(&Guest::header(op::REQUEST, 103, 9), &[]);
     guest.expect(op::RST);
+}
+
+#[test]
+fn a_port_that_is_for_one_of_the_guests_ports_is_for_no_other() {
+    let mut guest = Guest::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    *guest.streams.given.lock().unwrap() = Some(theirs.into());
+    guest.vsock.lock().unwrap().listen(1024, Listener::over(ours.into(), Some(70_007)));
+    for port in (1..300).chain([70_006, 70_008, u32::MAX]) {
+        guest.send(&Guest::header(op::REQUEST, port, 1024), &[]);
+        let reset = guest.expect(op::RST);
+        assert_eq!((reset.src_port, reset.dst_port), (1024, port));
+    }
+    assert_eq!(guest.streams(), 0);
+    guest.send(&Guest::header(op::REQUEST, 70_007, 1024), &[]);
+    guest.expect(op::RESPONSE);
+    assert_eq!(guest.streams(), 1);
+    // Neither does another take what has been taken.
+    guest.send(&Guest::header(op::REQUEST, 7, 1024), &[]);
+    guest.expect(op::RST);
+    assert_eq!(guest.streams(), 1);
 }
 
 #[test]
@@ -566,7 +587,7 @@ fn hostile_packets_do_no_harm() {
 #[test]
 fn bad_receive_buffers_are_passed_over() {
     let mut guest = Guest::without_buffers();
-    guest.vsock.lock().unwrap().listen(1024, true);
+    guest.vsock.lock().unwrap().listen(1024, Listener::pairs(true));
     guest.send(&Guest::header(op::REQUEST, 7, 1024), &[]);
     guest.rx.offer(&[], &[(RX_AREA, 10)]);
     guest.rx.offer(&[(RX_AREA, 100)], &[]);
@@ -700,7 +721,7 @@ proptest! {
     fn any_traffic_is_survived(deeds in prop::collection::vec(deed(), 1..120)) {
         let mut guest = Guest::new();
         for port in 0..2 {
-            guest.vsock.lock().unwrap().listen(port, false);
+            guest.vsock.lock().unwrap().listen(port, Listener::pairs(false));
         }
         let mut hosts: Vec<UnixStream> = Vec::new();
         for deed in deeds {
