@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
 use oci_spec::runtime::{Hook, Spec};
 use slog::{Logger, warn};
 
 use super::control::Going;
-use super::hooks::{self, HostHooks, HostMounts, State};
+use super::exec::console_size;
+use super::hooks::{self, HostHooks, State};
 use super::out_of_memory::OutOfMemory;
 use super::process::SIGKILL;
 use super::{
@@ -18,14 +20,21 @@ use super::{
     Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
+use crate::apart::{HostMounts, alongside};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, RootfsMount, Volumes};
-use crate::spec::{SpecError, translate};
+use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
+use crate::spec::{GuestSpec, SpecError, translate};
 
 /// The first vsock port for streams; below are the well-known ones.
 const FIRST_PORT: u32 = 0x1_0000;
+
+/// How often an exec'd process that was given up is looked for.
+const FORGETTING: u32 = 10;
+
+/// How long such a process may take to end, or to appear, between two looks.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// Longer names would not fit into paths.
 const LONGEST_NAME: usize = 128;
@@ -157,39 +166,22 @@ impl Container {
     /// Lays out the files, opens the streams, and has the agent create the container.
     pub async fn create(
         request: CreateRequest,
-        share: &Path,
-        volumes: &Volumes,
+        share: Arc<Share>,
+        volumes: Arc<Volumes>,
         follower: Follower,
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
-        let mut guest = translate(request.spec, &request.id, &request.bundle)?;
-        // The sandbox's own container has had them set when the sandbox started.
-        if request.id != follower.sandbox_id {
-            guest.refuse_sandbox_sysctls()?;
-        }
-        let rootfs = if request.rootfs.is_empty() {
-            vec![RootfsMount {
-                kind: "bind".to_owned(),
-                source: guest.root.to_string_lossy().into_owned(),
-                options: vec!["rbind".to_owned()],
-                ..RootfsMount::default()
-            }]
-        } else {
-            request.rootfs
-        };
-        let volumes = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
-        let volumes = volumes.collect::<Result<Vec<_>, _>>()?;
-        guest.place_volumes(volumes.iter().map(|volume| volume.name()));
-        let files = ContainerShare::create(share, &request.id, &rootfs, volumes)?;
+        let is_sandbox = request.id == follower.sandbox_id;
+        // A source may lie on a file system that answers late, or never.
+        let laid_out = alongside(move || lay_out(request, is_sandbox, &share, &volumes)).await;
+        let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
         let streams = follower.open(&request.stdio).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
         call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
         let mut ends = streams.for_agent();
-        if let Some(size) = guest.spec.process().as_ref().and_then(|p| p.console_size()) {
-            ends.rows = u32::try_from(size.height()).unwrap_or(0);
-            ends.columns = u32::try_from(size.width()).unwrap_or(0);
-        }
+        let process = guest.spec.process().as_ref();
+        (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
         call.streams = Some(ends).into();
         let pid = follower.machine.pid();
         let state = State {
@@ -343,7 +335,12 @@ impl Container {
         let size = exec.size();
         (ends.rows, ends.columns) = size;
         call.streams = Some(ends).into();
-        self.follower.explained(self.follower.agent.exec_process(&call).await)?;
+        let executed = self.follower.agent.exec_process(&call).await;
+        if let Err(AgentError::Silent) = &executed {
+            // Whatever becomes of it in the guest, nobody here knows it.
+            tokio::spawn(forget_exec(self.follower.clone(), self.id.clone(), exec_id.to_owned()));
+        }
+        self.follower.explained(executed)?;
         let names = (self.id.as_str(), exec_id);
         let process = Process::follow(names, &self.follower, streams, &self.killer);
         process.started().await;
@@ -445,6 +442,59 @@ impl Container {
         let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
         Ok(list.processes.into_iter().map(entry).collect())
     }
+}
+
+/// Ends and forgets an exec'd process that may have started too late to be told.
+async fn forget_exec(follower: Follower, container: String, exec: String) {
+    let agent = &follower.agent;
+    let kill = libc::SIGKILL.unsigned_abs();
+    for _ in 0..FORGETTING {
+        match agent.signal_process(&container, &exec, kill, false).await {
+            Ok(()) => {
+                let ended = agent.wait_process(&container, &exec);
+                if tokio::time::timeout(KILLED, ended).await.is_ok() {
+                    break;
+                }
+            }
+            // It has exited already, or the agent is still at work on it.
+            Err(AgentError::Refused { .. }) => {
+                if agent.delete_process(&container, &exec).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(KILLED).await;
+            }
+            Err(AgentError::Silent) => {}
+            Err(AgentError::Lost(_)) => return,
+        }
+    }
+    let _ = agent.delete_process(&container, &exec).await;
+}
+
+/// Translates the spec and lays out what it names in the shared folder.
+fn lay_out(
+    request: CreateRequest,
+    is_sandbox: bool,
+    share: &Arc<Share>,
+    volumes: &Volumes,
+) -> Result<(CreateRequest, GuestSpec, ContainerShare), ContainerError> {
+    let CreateRequest { id, bundle, spec, rootfs, .. } = &request;
+    let mut guest = translate(spec.clone(), id, bundle, |path| volumes.kind(path))?;
+    // The sandbox's own container has had them set when the sandbox started.
+    if !is_sandbox {
+        guest.refuse_sandbox_sysctls()?;
+    }
+    let mounted = [RootfsMount {
+        kind: "bind".to_owned(),
+        source: guest.root.to_string_lossy().into_owned(),
+        options: vec!["rbind".to_owned()],
+        ..RootfsMount::default()
+    }];
+    let rootfs = if rootfs.is_empty() { &mounted } else { rootfs.as_slice() };
+    let taken = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
+    let taken = taken.collect::<Result<Vec<_>, _>>()?;
+    guest.place_volumes(taken.iter().map(|volume| (volume.name(), volume.read_only_by_host())));
+    let files = ContainerShare::create(share, id, rootfs, taken)?;
+    Ok((request, guest, files))
 }
 
 /// Names become folders on both sides.

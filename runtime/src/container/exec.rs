@@ -48,10 +48,11 @@ pub struct Exec {
 
 impl Exec {
     pub(super) fn new(request: ExecRequest) -> Self {
+        let size = Mutex::new(console_size(&request.spec));
         Self {
             request,
             stage: watch::Sender::new(Stage::Added),
-            size: Mutex::default(),
+            size,
             input_closed: AtomicBool::new(false),
             starting: tokio::sync::Mutex::default(),
         }
@@ -114,5 +115,31 @@ impl Exec {
 
     pub(super) fn deleted(&self) {
         self.stage.send_replace(Stage::Deleted);
+    }
+}
+
+/// The rows and columns that `process` asks for; 0 leaves the kernel's default.
+pub(super) fn console_size(process: &ProcessSpec) -> (u32, u32) {
+    let size = process.console_size();
+    let count = |characters| u32::try_from(characters).unwrap_or(0);
+    size.map_or((0, 0), |size| (count(size.height()), count(size.width())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_terminal_begins_with_the_size_of_its_process_until_it_is_resized() {
+        let process = serde_json::json!({
+            "user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/", "terminal": true,
+            "consoleSize": {"height": 57, "width": 123},
+        });
+        let spec: ProcessSpec = serde_json::from_value(process).unwrap();
+        let request = ExecRequest { exec_id: "e".to_owned(), spec, stdio: StdioPaths::default() };
+        let exec = Exec::new(request);
+        assert_eq!(exec.size(), (57, 123));
+        exec.resize(24, 80).await.unwrap();
+        assert_eq!(exec.size(), (24, 80));
     }
 }

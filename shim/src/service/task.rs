@@ -40,7 +40,8 @@ impl Task for Handle {
             let container = service.container(&request.id)?;
             if request.exec_id.is_empty() {
                 if let Some(sandbox) = service.running() {
-                    sandbox.settle_network().await;
+                    let settled = sandbox.settle_network().await;
+                    settled.map_err(|error| ServiceError::from(&error))?;
                 }
                 container.start().await?;
                 return Ok(container.init().pid());
@@ -114,7 +115,8 @@ impl Task for Handle {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
         let container = self.0.container(&request.id)?;
         let processes = container.processes().await.map_err(ServiceError::from)?;
-        let processes = processes.into_iter().map(process_info).collect();
+        let machine = container.init().pid();
+        let processes = processes.into_iter().map(|entry| process_info(machine, entry)).collect();
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 

@@ -38,7 +38,7 @@ impl Tree {
         let file = self.open_node(&node, open_flags(flags), kill)?;
         // Cached content stays good as long as time and size do (`FUSE_AUTO_INVAL_DATA`); else each
         // start of a program would fetch its libraries again.
-        Ok((self.handles.insert(file), OpenOptions::KEEP_CACHE))
+        Ok((self.opened(&node, file)?, OpenOptions::KEEP_CACHE))
     }
 
     pub(super) fn read_file(
@@ -49,6 +49,7 @@ impl Tree {
         offset: u64,
     ) -> io::Result<usize> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         // The size is the guest's word, the room our own.
         let size = (size as usize).min(writer.available_bytes());
         writer.write_from(&mut handle.borrowed(), size, offset)
@@ -64,6 +65,8 @@ impl Tree {
         fuse_flags: u32,
     ) -> io::Result<usize> {
         let handle = self.handles.get(handle)?;
+        // Pages of the guest's cache are written in nobody's name, to whatever handle is open.
+        handle.opener.act();
         without_fsetid(fuse_flags & WRITE_KILL_PRIV != 0, || {
             if append {
                 // Such a descriptor writes at the end, whatever the offset says.
@@ -77,6 +80,7 @@ impl Tree {
 
     pub(super) fn sync_file(&self, handle: u64, data_only: bool) -> io::Result<()> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         if data_only { handle.file.sync_data() } else { handle.file.sync_all() }
     }
 
@@ -95,6 +99,7 @@ impl Tree {
         length: u64,
     ) -> io::Result<()> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         let file = handle.file.as_raw_fd();
         // SAFETY: plain numbers; the kernel refuses those that make no sense.
         check(unsafe {
@@ -123,6 +128,7 @@ impl Tree {
     ) -> io::Result<Vec<u8>> {
         let from = self.handles.get(from)?;
         let to = self.handles.get(to)?;
+        to.opener.act();
         let mut from_offset = from_offset.cast_signed();
         let mut to_offset = to_offset.cast_signed();
         // The answer has 32 bits for the count.

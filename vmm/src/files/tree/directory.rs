@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry, OpenOptions};
 
 use super::Tree;
-use super::system::{check_length, open_path};
+use super::system::check_length;
 
 /// The most bytes of entries taken from the kernel at once.
 const LISTING: usize = 32 * 1024;
@@ -20,7 +20,7 @@ impl Tree {
     pub(super) fn open_folder(&self, node: u64) -> io::Result<(u64, OpenOptions)> {
         let node = self.node(node)?;
         let file = self.open_node(&node, libc::O_RDONLY | libc::O_DIRECTORY, false)?;
-        Ok((self.handles.insert(file), OpenOptions::empty()))
+        Ok((self.opened(&node, file)?, OpenOptions::empty()))
     }
 
     /// Gives `add` the entries from `offset` on, until it has no more room (0) or there are no more.
@@ -80,8 +80,11 @@ impl Tree {
             // Node 0 lists the name without looking it up: the ways up are not ours to give, and what
             // has just been removed is for the guest to find out.
             let entry = name_of(listed.name)
-                .and_then(|name| open_path(&parent.file, &name).ok())
-                .and_then(|path| self.remember(&parent, path).ok())
+                .and_then(|name| {
+                    let path = self.nodes.open_path(&parent.file, &name).ok()?;
+                    self.remember(&parent, &name, path).ok()
+                })
+                .map(|(entry, _)| entry)
                 .unwrap_or_default();
             let number = entry.inode;
             let added = add(listed, entry);

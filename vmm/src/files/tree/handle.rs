@@ -10,13 +10,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
+use super::credentials::{User, permitted};
 use super::system::{check_length, descriptor_name, open};
 
 /// An open file or folder.
 #[derive(Debug)]
 pub struct Handle {
     /// Opened with the rights the guest asked for, but never appending.
-    pub file: File,
+    pub file: Arc<File>,
+    /// The user who opened it, in whose name it is read and written.
+    pub opener: User,
     /// The same file opened for appending, from the first such write on.
     appending: OnceLock<File>,
     /// Held while a folder is listed, as that moves the descriptor's position.
@@ -24,21 +27,36 @@ pub struct Handle {
 }
 
 /// All of them, by the number the guest was told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
+    most: usize,
     last: AtomicU64,
 }
 
 impl Handles {
+    /// None, and at most so many (`ENFILE`).
+    pub fn new(most: usize) -> Self {
+        Self { open: RwLock::default(), most, last: AtomicU64::new(0) }
+    }
+
     /// Adds an open file; its number.
-    pub fn insert(&self, file: File) -> u64 {
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let handle =
-            Arc::new(Handle { file, appending: OnceLock::new(), position: Mutex::new(()) });
+    pub fn insert(&self, file: File, opener: User) -> io::Result<(u64, Arc<File>)> {
+        let file = Arc::new(file);
+        let handle = Arc::new(Handle {
+            file: Arc::clone(&file),
+            opener,
+            appending: OnceLock::new(),
+            position: Mutex::new(()),
+        });
         // No holder of the lock can panic half way, so poison means nothing; and so below.
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
-        number
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= self.most {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        open.insert(number, handle);
+        Ok((number, file))
     }
 
     /// The handle of that number, which is the guest's word.
@@ -73,7 +91,7 @@ impl Handle {
             return Ok(file);
         }
         let name = descriptor_name(&self.file);
-        let file = open(descriptors, &name, libc::O_WRONLY | libc::O_APPEND, 0)?;
+        let file = permitted(|| open(&descriptors, &name, libc::O_WRONLY | libc::O_APPEND, 0))?;
         Ok(self.appending.get_or_init(|| file))
     }
 }

@@ -22,14 +22,16 @@ mod entry;
 mod extended;
 mod file_system;
 mod handle;
+mod hold;
+mod identity;
 mod node;
 mod system;
+mod table;
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -37,8 +39,9 @@ use fuse_backend_rs::api::filesystem::Entry;
 
 use super::FilesError;
 use super::message::{Extra, Header};
+use credentials::User;
 use handle::Handles;
-use node::{Node, Nodes};
+use node::{Limits, Node, Nodes};
 use system::Status;
 
 /// How long the guest may believe names and attributes. Long enough that a burst of calls on one
@@ -67,9 +70,10 @@ impl Tree {
         if !status.is_folder() {
             return Err(FilesError::Folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
+        let limits = limits().map_err(FilesError::SetUp)?;
         Ok(Self {
-            nodes: Nodes::new(Node::new(root, &status)),
-            handles: Handles::default(),
+            nodes: Nodes::new(root, &status, limits),
+            handles: Handles::new(limits.handles),
             descriptors,
             submounts: AtomicBool::new(false),
         })
@@ -82,6 +86,7 @@ impl Tree {
 
     /// Answers a request that fuse-backend-rs does not know; the payload of the answer.
     pub fn handle_extra(&self, header: &Header, extra: Extra) -> io::Result<Vec<u8>> {
+        User::new(header.uid, header.gid).act();
         match extra {
             Extra::CopyFileRange { from, to, length } => self.copy_range(from, to, length),
             Extra::SyncFs => self.sync_file_system(header.node).map(|()| Vec::new()),
@@ -97,36 +102,71 @@ impl Tree {
         self.nodes.clear();
     }
 
-    fn node(&self, number: u64) -> io::Result<Arc<Node>> {
+    fn node(&self, number: u64) -> io::Result<Node> {
         self.nodes.get(number)
     }
 
-    /// Remembers the file behind `path` (`O_PATH`) as one more thing the guest has looked up.
-    fn remember(&self, parent: &Node, path: File) -> io::Result<Entry> {
+    /// Remembers the file behind `path` (`O_PATH`), which was found at `name` in `parent`, as one more
+    /// thing the guest has looked up.
+    fn remember(&self, parent: &Node, name: &CStr, path: File) -> io::Result<(Entry, Node)> {
         let status = Status::of(&path)?;
-        let mut attr_flags = 0;
-        if status.is_folder()
-            && status.mount != parent.key.mount
-            && self.submounts.load(Ordering::Relaxed)
-        {
-            attr_flags = ATTRIBUTE_SUBMOUNT;
+        let submount = status.is_folder()
+            && status.mount != parent.mount
+            && self.submounts.load(Ordering::Relaxed);
+        let node = self.nodes.remember(parent, name, path, &status, submount)?;
+        let mut entry = self.entry(parent, &node, status);
+        if submount {
+            entry.attr_flags = ATTRIBUTE_SUBMOUNT;
         }
-        let inode = self.nodes.remember(path, &status);
-        Ok(Entry {
-            inode,
+        Ok((entry, node))
+    }
+
+    /// Returns what the guest is told of `node`, which was looked up in `parent`.
+    fn entry(&self, parent: &Node, node: &Node, status: Status) -> Entry {
+        Entry {
+            inode: node.number,
             generation: 0,
-            attr: status.into(),
-            attr_flags,
+            attr: node.domain.attributes(status),
+            attr_flags: 0,
             attr_timeout: CACHE_TIME,
             entry_timeout: self.entry_time(parent),
-        })
+        }
+    }
+
+    /// Takes a file that was opened for `node` among the handles; the handle's number.
+    fn opened(&self, node: &Node, file: File) -> io::Result<u64> {
+        let (number, file) = self.handles.insert(file, User::acting())?;
+        let known = self.nodes.opened(node.number, &file);
+        known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
 
     /// In the folder's own mount, mounts come and go as containers do: names there are asked for each
     /// time. Few paths lead through it, as a container's root is a mount below.
     fn entry_time(&self, parent: &Node) -> Duration {
-        if parent.key.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
+        if parent.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
     }
+}
+
+/// Descriptors beside those that the guest makes the server hold.
+const OWN_DESCRIPTORS: usize = 256;
+
+/// Descriptors that are held at most for nodes that were used lately: each keeps a part of the host's
+/// caches from being reclaimed.
+const MOST_HELD: usize = 8192;
+
+/// Nodes that the guest may make the server remember: as many as fit into 4 GiB of a guest's memory,
+/// where each takes 1 KiB at least.
+const MOST_NODES: usize = 4 << 20;
+
+/// Returns what the process can afford by its limit of descriptors.
+fn limits() -> io::Result<Limits> {
+    let descriptors = system::descriptor_limit()?.saturating_sub(OWN_DESCRIPTORS);
+    Ok(Limits {
+        nodes: MOST_NODES,
+        held: (descriptors / 4).min(MOST_HELD),
+        pinned: descriptors / 8,
+        handles: descriptors / 2,
+    })
 }
 
 /// One component, and not a way up.

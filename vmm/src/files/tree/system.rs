@@ -37,6 +37,14 @@ pub fn descriptor_name(descriptor: &File) -> CString {
     CString::new(descriptor.as_raw_fd().to_string()).unwrap_or_default()
 }
 
+/// Returns how many descriptors the process may have.
+pub fn descriptor_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is written to, and is ours.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
 /// What statx(2) says.
 #[derive(Clone, Copy)]
 pub struct Status {
@@ -57,7 +65,7 @@ impl Status {
                 file.as_raw_fd(),
                 c"".as_ptr(),
                 libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
-                libc::STATX_BASIC_STATS | libc::STATX_MNT_ID,
+                libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID,
                 raw.as_mut_ptr(),
             )
         })?;
@@ -75,6 +83,19 @@ impl Status {
     /// Number within its file system.
     pub fn inode(&self) -> u64 {
         self.raw.stx_ino
+    }
+
+    /// Number of names.
+    pub fn links(&self) -> u32 {
+        self.raw.stx_nlink
+    }
+
+    /// Time of birth; zeroes if the file system keeps none.
+    pub fn born(&self) -> (i64, u32) {
+        if self.raw.stx_mask & libc::STATX_BTIME == 0 {
+            return (0, 0);
+        }
+        (self.raw.stx_btime.tv_sec, self.raw.stx_btime.tv_nsec)
     }
 
     /// Whether it is a folder.
