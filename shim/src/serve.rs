@@ -20,7 +20,6 @@ use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -53,7 +52,13 @@ pub struct SandboxSpec {
     #[serde(default)]
     mounts: Vec<SandboxMount>,
     /// There is one in a container's bundle. A sandbox's own may have none, or no spec at all.
-    process: Option<IgnoredAny>,
+    process: Option<SandboxProcess>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub struct SandboxProcess {
+    #[serde(default, rename = "oomScoreAdj")]
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -223,6 +228,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         mounts: blank.mounts,
         shared_memory: shared_memory.unwrap_or(0),
         etc: None,
+        oom_score: spec.process.and_then(|process| process.oom_score_adj),
         socket: Some(blank.socket),
     })
 }

@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     ("hooks::each_at_its_moment", each_at_its_moment),
     ("hooks::mounts_reach_the_host", mounts_reach_the_host),
     ("hooks::failure_ends_the_creation", failure_ends_the_creation),
+    ("hooks::failure_ends_the_started", failure_ends_the_started),
 ];
 
 fn shell(line: &str) -> Value {
@@ -90,5 +91,15 @@ fn failure_ends_the_creation(runtime: Runtime) -> Result<()> {
     let finished = run.finish()?;
     ensure!(finished.code == 1 && finished.stdout.is_empty(), "{finished:?}");
     ensure!(finished.stderr.contains("exit status"), "{finished:?}");
+    Ok(())
+}
+
+/// A container whose hook says no after the start does not stay.
+fn failure_ends_the_started(runtime: Runtime) -> Result<()> {
+    let run = Run::spec(runtime, "sleep 1000", |spec| {
+        spec["hooks"] = json!({ "poststart": shell("echo because >&2; exit 7") });
+    })?;
+    let finished = run.finish()?;
+    ensure!(finished.code == 1, "{finished:?}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use husk_tests::client::task_in;
 use husk_tests::containerd::{BUSYBOX, PROBE, Runtime, ctr, probe_path};
 use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
 use husk_tests::processes::{Role, find};
@@ -30,6 +31,7 @@ pub const CASES: &[Case] = &[
     ("pods::shared_process_ids", shared_process_ids),
     ("pods::settings_of_the_sandbox", settings),
     ("pods::stop_ends_everything", stop),
+    ("pods::outlives_its_pause_container", outlives_its_pause_container),
     ("pods::mounted_later", mounted_later),
     ("pods::share_under_attack", share_under_attack),
 ];
@@ -425,4 +427,37 @@ fn stop(runtime: Runtime) -> Result<()> {
     }
     // Once more is no error.
     pod.stop_sandbox()
+}
+
+/// How soon the host's OOM killer takes the process that containerd knows of a container in a pod.
+fn oom_score(id: &str) -> Result<i32> {
+    let pid = task_in("k8s.io", id)?.pid;
+    Ok(std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
+}
+
+/// The pause container is killed: the pod is not ready any more, and its containers go on. Before that,
+/// what the host's OOM killer thinks of each: the pause container goes last.
+fn outlives_its_pause_container(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    ensure!(oom_score(&pod.id)? == -998, "{}", oom_score(&pod.id)?);
+    let with = |name, score| Inside {
+        limits: Some(LinuxContainerResources { oom_score_adj: score, ..Default::default() }),
+        ..sleeping(name)
+    };
+    let first = pod.container(&with("first", 321))?;
+    ensure!(oom_score(&first)? == 321, "{}", oom_score(&first)?);
+    let last = pod.container(&with("last", 7))?;
+    ensure!(oom_score(&first)? == 321, "{}", oom_score(&first)?);
+    pod.stop(&first, 0)?;
+    pod.remove(&first)?;
+    ensure!(oom_score(&last)? == 7, "{}", oom_score(&last)?);
+    ctr(&["-n", "k8s.io", "task", "kill", "--signal", "SIGKILL", &pod.id])?;
+    until_true("the pod is not ready", PATIENCE, || Ok(!pod.is_ready()?))?;
+    // Its task is deleted then, and whatever the shim does about that has had time.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(pod.status(&last)?.state == RUNNING, "{:?}", pod.status(&last)?);
+    ensure!(pod.shell(&last, "echo alive")? == "alive");
+    pod.stop_sandbox()?;
+    ensure!(pod.ended(&last)?.exit_code == 137);
+    Ok(())
 }

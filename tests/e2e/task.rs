@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, ctr, spawn};
 use husk_tests::events::Events;
+use husk_tests::processes;
 use husk_tests::task::Task;
 use husk_tests::wait::{PATIENCE, until, until_true};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::Case;
@@ -20,6 +22,7 @@ pub const CASES: &[Case] = &[
     ("task::exec_outlived_by_init", exec_outlived),
     ("task::list", list),
     ("task::pid", pid),
+    ("task::sigterm_to_the_pid", sigterm),
     ("task::pause", pause),
     ("task::kill_while_paused", kill_while_paused),
     ("task::metrics", metrics),
@@ -49,6 +52,15 @@ fn exec(runtime: Runtime) -> Result<()> {
     ensure!(task.shell("echo fast")? == "fast");
     ensure!(husk_tests::containerd::finish(slow)?.text(0)? == "slow");
     Ok(())
+}
+
+/// What a client can do with the pid that it was told, without containerd.
+fn sigterm(runtime: Runtime) -> Result<()> {
+    let run = Run::shell(runtime, "trap 'exit 143' TERM; while :; do sleep 0.2; done");
+    let mut child = run.spawn_running()?;
+    drop(child.stdin.take());
+    processes::signal(husk_tests::client::task(&run.id)?.pid, Signal::SIGTERM)?;
+    husk_tests::containerd::finish(child)?.text(143).map(drop)
 }
 
 fn exec_is_restricted(runtime: Runtime) -> Result<()> {

@@ -14,10 +14,9 @@ use super::control::Going;
 use super::exec::console_size;
 use super::hooks::{self, HostHooks, State};
 use super::out_of_memory::OutOfMemory;
-use super::process::SIGKILL;
 use super::{
-    Bounds, ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan,
-    Status,
+    Bounds, ContainerError, Exec, ExecRequest, Exit, HookError, MachineSize, Observer, Process,
+    SizePlan, Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
 use crate::apart::{HostMounts, alongside};
@@ -232,54 +231,6 @@ impl Container {
         exec.process().ok_or(ContainerError::Status { action: "use", status: "not started" })
     }
 
-    /// Sends a signal to a process; to an added one that is being started once it is there.
-    pub async fn signal(
-        &self,
-        exec_id: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), ContainerError> {
-        if !exec_id.is_empty() {
-            let exec = self.exec(exec_id)?;
-            let started =
-                tokio::time::timeout(self.follower.bounds.kill_answer, exec.starting.lock());
-            match started.await {
-                Ok(starting) => drop(starting),
-                Err(_) if signal == SIGKILL => {
-                    let reason = "a process was to be killed, and the guest does not start it";
-                    self.follower.machine.kill_all(reason);
-                    return Ok(());
-                }
-                Err(_) => return Err(AgentError::Silent.into()),
-            }
-        }
-        self.process(exec_id)?.signal(signal, all).await
-    }
-
-    /// Sets the size of a process's terminal; of an added one before its start, too.
-    pub async fn resize(
-        &self,
-        exec_id: &str,
-        rows: u32,
-        columns: u32,
-    ) -> Result<(), ContainerError> {
-        if exec_id.is_empty() {
-            return self.init.resize(rows, columns).await;
-        }
-        self.exec(exec_id)?.resize(rows, columns).await
-    }
-
-    /// Ends the standard input of a process once the clients have closed theirs; of an added one before
-    /// its start, too.
-    pub fn close_input(&self, exec_id: &str) -> Result<(), ContainerError> {
-        if exec_id.is_empty() {
-            self.init.close_input();
-        } else {
-            self.exec(exec_id)?.close_input();
-        }
-        Ok(())
-    }
-
     /// The added process of that name.
     pub fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, ContainerError> {
         let exec = lock(&self.execs).get(exec_id).cloned();
@@ -414,8 +365,10 @@ impl Container {
         }
     }
 
-    pub(super) async fn run_hooks_started(&self) {
-        self.run_hooks(&self.hooks.started, "running").await;
+    /// Runs the hooks that come after the start, to the first that fails.
+    pub(super) async fn run_hooks_started(&self) -> Result<(), HookError> {
+        let state = State { status: "running", ..self.state.clone() };
+        hooks::run(&self.hooks.started, &state, &self.follower.mounts).await
     }
 
     /// Runs hooks whose failure changes nothing any more.

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use husk_agent_protocols::agent::UpdateContainerRequest;
 use oci_spec::runtime::LinuxResources;
 
+use super::process::SIGKILL;
 use super::{Container, ContainerError, Process, Statistics, Status};
+use crate::agent_client::AgentError;
 use crate::spec::{SpecError, translate_resources};
 
 /// The inits of a sandbox's containers that have been started and are not paused. Held during every
@@ -41,7 +43,59 @@ impl Container {
         self.init().start().await.map_err(|error| self.follower.explain(error))?;
         going.insert(self.id().to_owned(), Arc::clone(self.init()));
         drop(going);
-        self.run_hooks_started().await;
+        if let Err(error) = self.run_hooks_started().await {
+            // As runc has it: a container whose hook says no does not stay.
+            let _ = self.init().signal(SIGKILL, true).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a process; to an added one that is being started once it is there.
+    pub async fn signal(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerError> {
+        if !exec_id.is_empty() {
+            let exec = self.exec(exec_id)?;
+            let started =
+                tokio::time::timeout(self.follower.bounds.kill_answer, exec.starting.lock());
+            match started.await {
+                Ok(starting) => drop(starting),
+                Err(_) if signal == SIGKILL => {
+                    let reason = "a process was to be killed, and the guest does not start it";
+                    self.follower.machine.kill_all(reason);
+                    return Ok(());
+                }
+                Err(_) => return Err(AgentError::Silent.into()),
+            }
+        }
+        self.process(exec_id)?.signal(signal, all).await
+    }
+
+    /// Sets the size of a process's terminal; of an added one before its start, too.
+    pub async fn resize(
+        &self,
+        exec_id: &str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            return self.init().resize(rows, columns).await;
+        }
+        self.exec(exec_id)?.resize(rows, columns).await
+    }
+
+    /// Ends the standard input of a process once the clients have closed theirs; of an added one before
+    /// its start, too.
+    pub fn close_input(&self, exec_id: &str) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            self.init().close_input();
+        } else {
+            self.exec(exec_id)?.close_input();
+        }
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::pidfd::watched_fd;
-use super::{Child, MachineError, NetworkNamespace, Program, Role, StreamAddress};
+use super::{Child, MachineError, NetworkNamespace, OomScore, Program, Role, StreamAddress};
 use crate::error::chain;
 use crate::lock::lock;
 
@@ -66,6 +66,8 @@ type Answer = (Reply, Option<OwnedFd>);
 pub struct Machine {
     shared: Arc<Shared>,
     pid: u32,
+    /// `None` without a process of our own.
+    oom_score: Option<OomScore>,
 }
 
 /// Our end of a stream that the guest is to connect to, and who waits for that. The machine never has
@@ -105,7 +107,10 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let (child, socket) = Child::spawn(program, Role::Machine, network, log)?;
         let pid = child.pid().as_raw().unsigned_abs();
-        Self::over(socket, pid, async move |kill| child.life(kill).await, log)
+        let oom_score = child.oom_score();
+        let mut machine = Self::over(socket, pid, async move |kill| child.life(kill).await, log)?;
+        machine.oom_score = oom_score;
+        Ok(machine)
     }
 
     /// Over a control socket that is already there; `life` ends with the process and says how.
@@ -131,12 +136,17 @@ impl Machine {
         let kill = Arc::new(tokio::sync::Notify::new());
         let life = life(Arc::clone(&kill));
         tokio::spawn(Arc::clone(&shared).run(life, kill, log.clone()));
-        Ok(Self { shared, pid })
+        Ok(Self { shared, pid, oom_score: None })
     }
 
     /// The process id, which stands for the container's on the host.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Sets how soon the host's OOM killer takes the process.
+    pub fn set_oom_score(&self, score: i32) -> io::Result<()> {
+        self.oom_score.as_ref().map_or(Ok(()), |it| it.set(score))
     }
 
     /// Sends a request and waits for the answer.

@@ -1,5 +1,6 @@
 //! The file server process.
 
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use super::client::{receive, send, watched};
-use super::{Child, MachineError, NetworkNamespace, Program, Role};
+use super::{Child, MachineError, NetworkNamespace, OomScore, Program, Role};
 
 /// A file server; dropping ends it.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct FileServer {
     // Held open: the server ends when it closes.
     _socket: AsyncFd<OwnedFd>,
     pid: u32,
+    oom_score: Option<OomScore>,
     kill: Arc<Notify>,
     end: watch::Receiver<Option<String>>,
 }
@@ -58,14 +60,20 @@ impl FileServer {
         }
         let pid = child.pid().as_raw().unsigned_abs();
         let kill = Arc::new(Notify::new());
+        let oom_score = child.oom_score();
         let (told, end) = watch::channel(None);
         tokio::spawn(follow(child, Arc::clone(&kill), told, log.clone()));
-        Ok(Self { _socket: socket, pid, kill, end })
+        Ok(Self { _socket: socket, pid, oom_score, kill, end })
     }
 
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Sets how soon the host's OOM killer takes the process.
+    pub fn set_oom_score(&self, score: i32) -> io::Result<()> {
+        self.oom_score.as_ref().map_or(Ok(()), |it| it.set(score))
     }
 
     /// Waits for its end and says how it came.

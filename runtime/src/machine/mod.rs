@@ -5,6 +5,7 @@ mod client;
 mod error;
 mod files;
 mod network;
+mod oom_score;
 mod pidfd;
 mod process;
 
@@ -14,6 +15,7 @@ pub(crate) use client::{receive, send};
 pub use error::MachineError;
 pub use files::FileServer;
 pub use network::NetworkNamespace;
+pub use oom_score::{OomScore, own_oom_score};
 pub use pidfd::PidFd;
 pub(crate) use pidfd::watched_fd;
 pub use process::{Child, Program, Role};

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::pidfd::watched_fd;
-use super::{MachineError, NetworkNamespace, PidFd};
+use super::{MachineError, NetworkNamespace, OomScore, PidFd};
 use crate::apart::apart;
 use crate::lock::lock;
 
@@ -122,6 +122,11 @@ impl Child {
         });
         debug!(log, "process started"; "role" => role.name(), "pid" => pid.as_raw());
         Ok((Self { pid, role, pidfd, tail, silent }, ours))
+    }
+
+    /// How soon the host's OOM killer takes it; `None` if that cannot be changed.
+    pub(super) fn oom_score(&self) -> Option<OomScore> {
+        OomScore::of(self.pid).ok()
     }
 
     /// Its process id.

@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use super::boot::{BootParts, SHARE_TAG, last_words};
 use super::etc::WrittenEtc;
 use super::network::{SandboxNetwork, check_namespace};
+use super::oom_scores::OomScores;
 use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, sanitize};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
@@ -61,6 +62,9 @@ pub struct SandboxRequest {
     pub limits: Limits,
     /// What all of its containers may use together, if it is a pod for which that is said.
     pub pod_limits: Limits,
+    /// How soon the host's OOM killer takes its processes while there is no other container; `None` for
+    /// what the shim has.
+    pub oom_score: Option<i32>,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -227,7 +231,9 @@ impl Sandbox {
                     NetworkNamespace::New | NetworkNamespace::Inherited => {}
                 }
                 let door = open_door(&configuration, &place, &follower, log);
-                Ok(Sandbox::new(follower, files, place, network, door, log))
+                let (own, score) = (&request.id, request.oom_score);
+                let scores = OomScores::new(own, score, &machine, &files, log);
+                Ok(Sandbox::new(follower, files, place, network, door, scores, log))
             }
             Err(error) => {
                 // Gone before the folder and the cgroup go, and before anyone hears of the error.

@@ -19,6 +19,7 @@ mod error;
 mod etc;
 mod forward;
 mod network;
+mod oom_scores;
 mod resolver;
 #[expect(clippy::module_inception, reason = "a sandbox is what the folder is about")]
 mod sandbox;

@@ -11,6 +11,7 @@ use slog::{Logger, info, warn};
 use super::SandboxError;
 use super::create::Place;
 use super::network::SandboxNetwork;
+use super::oom_scores::OomScores;
 use crate::container::{Container, ContainerError, CreateRequest, Exit, Follower, Statistics};
 use crate::error::chain;
 use crate::lock::lock;
@@ -31,6 +32,7 @@ pub struct Sandbox {
     network: Arc<SandboxNetwork>,
     place: Mutex<Option<Place>>,
     door: Mutex<Option<ShellDoor>>,
+    oom_scores: OomScores,
     containers: Mutex<HashMap<String, Slot>>,
     log: Logger,
 }
@@ -95,6 +97,7 @@ impl Sandbox {
         place: Place,
         network: Arc<SandboxNetwork>,
         door: Option<ShellDoor>,
+        oom_scores: OomScores,
         log: &Logger,
     ) -> Arc<Self> {
         network.follow(&follower.machine, &follower.agent);
@@ -104,6 +107,7 @@ impl Sandbox {
             network,
             place: Mutex::new(Some(place)),
             door: Mutex::new(door),
+            oom_scores,
             containers: Mutex::default(),
             log: log.clone(),
         });
@@ -158,6 +162,8 @@ impl Sandbox {
             place.complete(&id, &mut request.spec);
             place.parts()
         });
+        let score = request.spec.process().as_ref().and_then(|process| process.oom_score_adj());
+        self.oom_scores.add(&id, score);
         let created = match place {
             Some((share, volumes)) => {
                 let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
@@ -177,6 +183,7 @@ impl Sandbox {
             }
             Err(error) => {
                 containers.remove(&id);
+                self.oom_scores.remove(&id);
                 Err(error)
             }
         }
@@ -205,6 +212,7 @@ impl Sandbox {
     pub async fn delete_container(&self, id: &str) -> Result<Exit, ContainerError> {
         let exit = self.container(id)?.delete().await?;
         lock(&self.containers).remove(id);
+        self.oom_scores.remove(id);
         self.follower.size.remove_container(id).await;
         Ok(exit)
     }

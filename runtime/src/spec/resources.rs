@@ -36,6 +36,10 @@ fn translate_memory(memory: &mut LinuxMemory) -> Result<(), SpecError> {
     let disabled = memory.disable_oom_killer() == Some(true);
     refuse_if(disabled, "linux.resources.memory.disableOOMKiller", reason)?;
     memory.set_disable_oom_killer(None);
+    // None at all, which the agent's library takes for a change of the swap's limit too.
+    if memory.limit().is_some_and(|limit| limit < 0) {
+        memory.set_limit(Some(i64::MAX));
+    }
     // The guest has no swap, and cgroup v2 no limits of its own for the kernel's memory.
     memory.set_swap(None);
     memory.set_swappiness(None);
@@ -79,4 +83,20 @@ fn refuse_network(network: &LinuxNetwork) -> Result<(), SpecError> {
     let class = network.class_id().is_some_and(|id| id != 0);
     refuse_if(class, "linux.resources.network.classID", reason)?;
     refuse_if(some(network.priorities()), "linux.resources.network.priorities", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_than_nothing_is_no_limit_of_memory() {
+        for (asked, limit) in [(-1, i64::MAX), (1 << 20, 1 << 20), (0, 0)] {
+            let json = serde_json::json!({"memory": {"limit": asked, "swap": -1}});
+            let mut resources: LinuxResources = serde_json::from_value(json).unwrap();
+            translate_resources(&mut resources).unwrap();
+            let memory = resources.memory().as_ref().unwrap();
+            assert_eq!((memory.limit(), memory.swap()), (Some(limit), None));
+        }
+    }
 }

@@ -14,6 +14,9 @@ use prost::Message;
 use crate::boot::Blank;
 use crate::error::ServiceError;
 
+/// OOM score adjustment that containerd gives a pause container.
+const PAUSE_SCORE: i32 = -998;
+
 /// How containerd names the message in `options`, with whatever comes before it.
 const TYPE: &str = "runtime.v1.PodSandboxConfig";
 
@@ -127,6 +130,7 @@ impl Pod {
             mounts: blank.mounts,
             shared_memory: 0,
             etc: Some(etc),
+            oom_score: Some(PAUSE_SCORE),
             namespace: blank.namespace,
             id: blank.id,
             socket: Some(blank.socket),

@@ -27,8 +27,9 @@ pub const CONTROL_FD: std::os::fd::RawFd = 3;
 /// The longest JSON message, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// The most descriptors one packet may carry (the kernel's own limit is 253).
-pub const MAX_DESCRIPTORS: usize = 64;
+/// The most descriptors one packet may carry: as many as the kernel takes (`SCM_MAX_FD`). A network
+/// interface needs two for each pair of its queues.
+pub const MAX_DESCRIPTORS: usize = 253;
 
 /// The context id of the host in vsock addresses.
 pub const HOST_CID: u64 = 2;

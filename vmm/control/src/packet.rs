@@ -155,20 +155,32 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_too_many_are_closed() {
+    fn descriptors_of_a_packet_that_is_refused_are_closed() {
         use std::io::Read;
         let (a, b) = socket_pair().unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let many = [writer.as_fd(); MAX_DESCRIPTORS + 6];
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 6))];
+        let many = [writer.as_fd(); MAX_DESCRIPTORS];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
         assert!(rights.push(SendAncillaryMessage::ScmRights(&many)));
-        sendmsg(&a, &[IoSlice::new(b"1")], &mut rights, SendFlags::empty()).unwrap();
+        let long = vec![b'1'; MAX_PACKET + 1];
+        sendmsg(&a, &[IoSlice::new(&long)], &mut rights, SendFlags::empty()).unwrap();
         drop(writer);
         assert!(matches!(receive::<u64>(&b), Err(PacketError::TooLarge)));
         // Would wait for ever if somebody held the other end.
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn carries_what_eight_vcpus_and_many_interfaces_need() {
+        let (a, b) = socket_pair().unwrap();
+        // Kernel, console, file server; and two for each of eight queues of fourteen interfaces.
+        let count = 12 + 2 * 8 * 14;
+        send(&a, &1u64, &vec![a.as_fd(); count]).unwrap();
+        let mut packet = receive::<u64>(&b).unwrap().unwrap();
+        packet.take(count - 1).unwrap();
+        let too_many = vec![a.as_fd(); MAX_DESCRIPTORS + 1];
+        assert!(matches!(send(&a, &1u64, &too_many), Err(PacketError::TooLarge)));
     }
 
     #[test]
