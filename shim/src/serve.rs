@@ -21,7 +21,6 @@ use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -50,7 +49,25 @@ pub struct SandboxSpec {
     #[serde(default)]
     mounts: Vec<SandboxMount>,
     /// There is one in a container's bundle. A sandbox's own may have none, or no spec at all.
-    process: Option<IgnoredAny>,
+    process: Option<SandboxProcess>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxProcess {
+    capabilities: Option<SandboxCapabilities>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxCapabilities {
+    bounding: Option<Vec<String>>,
+}
+
+impl SandboxProcess {
+    /// Whether the process may make files immutable and append-only.
+    fn has_immutable_flags(&self) -> bool {
+        let bounding = self.capabilities.as_ref().and_then(|sets| sets.bounding.as_ref());
+        bounding.is_some_and(|names| names.iter().any(|name| name == "CAP_LINUX_IMMUTABLE"))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -196,6 +213,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         _ => Limits::default(),
     };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
+    let immutable_flags = spec.process.as_ref().is_some_and(SandboxProcess::has_immutable_flags);
     // Docker lays out that file, and knows later than now which name server to name in it.
     let resolver = spec.mounts.iter().any(SandboxMount::is_resolver_file);
     Ok(SandboxRequest {
@@ -213,6 +231,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         pod_limits,
         mounts: blank.mounts,
         shared_memory: shared_memory.unwrap_or(0),
+        immutable_flags,
         etc: None,
         socket: Some(blank.socket),
     })

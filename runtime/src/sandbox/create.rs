@@ -13,6 +13,7 @@ use husk_agent_protocols::AGENT_PORT;
 use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
 use husk_control::MachineRequest;
+use husk_control::VolumeRules;
 use oci_spec::runtime::Spec;
 use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
@@ -62,6 +63,8 @@ pub struct SandboxRequest {
     pub limits: Limits,
     /// What all of its containers may use together, if it is a pod for which that is said.
     pub pod_limits: Limits,
+    /// Whether its first container has `CAP_LINUX_IMMUTABLE`, for files on volumes.
+    pub immutable_flags: bool,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -195,7 +198,18 @@ impl Sandbox {
             let share = open_folder(place.share.path())?;
             let limit = Duration::from_secs(configuration.machine.start_timeout.into());
             let serving = async {
-                let files = FileServer::start(program, share.as_fd(), &channels, limit, log).await;
+                let files = FileServer::start(
+                    program,
+                    share.as_fd(),
+                    &channels,
+                    VolumeRules {
+                        folder: VOLUMES.to_owned(),
+                        immutable_flags: request.immutable_flags,
+                    },
+                    limit,
+                    log,
+                )
+                .await;
                 let files = Arc::new(files.map_err(SandboxError::Machine)?);
                 Ok(Arc::clone(served.get_or_init(|| files)))
             };

@@ -12,8 +12,14 @@ use super::{CACHE_TIME, Tree};
 
 impl Tree {
     pub(super) fn attributes(&self, node: u64) -> io::Result<(libc::stat64, Duration)> {
+        let (status, valid) = self.status_of(node)?;
+        Ok((status.into(), valid))
+    }
+
+    /// The status of a node, and how long the guest may believe it.
+    pub(super) fn status_of(&self, node: u64) -> io::Result<(Status, Duration)> {
         let node = self.node(node)?;
-        Ok((Status::of(&node.file)?.into(), CACHE_TIME))
+        Ok((Status::of(&node.file)?, CACHE_TIME))
     }
 
     pub(super) fn set_attributes(

@@ -10,9 +10,9 @@ use fuse_backend_rs::api::filesystem::{Context, Entry, OpenOptions};
 use vm_memory::ByteValued;
 
 use super::credentials::{as_user, without_fsetid};
-use super::data::open_flags;
 use super::node::Node;
-use super::system::{check, descriptor_name, open, open_path};
+use super::open::open_flags;
+use super::system::{check, descriptor_name, open, open_path, read_link_at};
 use super::{Tree, check_name};
 use crate::files::message::Header;
 
@@ -148,19 +148,7 @@ impl Tree {
     }
 
     pub(super) fn read_link(&self, node: u64) -> io::Result<Vec<u8>> {
-        let node = self.node(node)?;
-        let mut target = vec![0; libc::PATH_MAX as usize];
-        // SAFETY: the empty name means the descriptor itself; `target` has the room it says.
-        let count = super::system::check_length(unsafe {
-            libc::readlinkat(
-                node.file.as_raw_fd(),
-                c"".as_ptr(),
-                target.as_mut_ptr().cast(),
-                target.len(),
-            )
-        })?;
-        target.truncate(count);
-        Ok(target)
+        read_link_at(&self.node(node)?.file)
     }
 
     pub(super) fn create_file(
@@ -178,8 +166,15 @@ impl Tree {
         let created = as_user(context.uid, context.gid, args.umask, || {
             open(&parent.file, name, create, args.mode & 0o7777)
         });
-        let (path, file) = match created {
-            Ok(file) => (self.path_of(&file)?, file),
+        let (path, (handle, options)) = match created {
+            Ok(file) => {
+                let options = if self.mounts.of(parent.key.mount).made_on_reading {
+                    OpenOptions::DIRECT_IO
+                } else {
+                    OpenOptions::empty()
+                };
+                (self.path_of(&file)?, (self.handles.of(file, flags), options))
+            }
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST)
                     && args.flags.cast_signed() & libc::O_EXCL == 0 =>
@@ -188,12 +183,12 @@ impl Tree {
                 let path = open_path(&parent.file, name)?;
                 let node = Node::new(path.try_clone()?, &super::Status::of(&path)?);
                 let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                (path, self.open_node(&node, flags, kill)?)
+                (path, self.open_content(&node, args.flags, kill)?)
             }
             Err(error) => return Err(error),
         };
         let entry = self.remember(&parent, path)?;
-        Ok((entry, self.handles.insert(file), OpenOptions::KEEP_CACHE))
+        Ok((entry, self.handles.insert(handle), options))
     }
 
     /// A nameless file in the folder `header.node`; the answer is that of a create.
@@ -214,8 +209,8 @@ impl Tree {
         })?;
         let entry = self.remember(&parent, self.path_of(&file)?)?;
         let opened = OpenOut {
-            fh: self.handles.insert(file),
-            open_flags: OpenOptions::KEEP_CACHE.bits(),
+            fh: self.handles.insert(self.handles.of(file, flags)),
+            open_flags: OpenOptions::empty().bits(),
             passthrough: 0,
         };
         let mut payload = EntryOut::from(entry).as_slice().to_vec();

@@ -10,17 +10,23 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
+use super::position::{Positions, Total};
 use super::system::{check_length, descriptor_name, open};
 
 /// An open file or folder.
 #[derive(Debug)]
 pub struct Handle {
-    /// Opened with the rights the guest asked for, but never appending.
+    /// Opened with the access that the guest asked for, and appending only if the file allows nothing
+    /// else.
     pub file: File,
+    /// The flags that `file` was opened with.
+    flags: libc::c_int,
     /// The same file opened for appending, from the first such write on.
     appending: OnceLock<File>,
-    /// Held while a folder is listed, as that moves the descriptor's position.
-    pub position: Mutex<()>,
+    /// What is read instead of the file, if anything.
+    text: Option<Vec<u8>>,
+    /// Positions of a folder. Locked while it is listed, as that moves the descriptor's position.
+    pub positions: Mutex<Positions>,
 }
 
 /// All of them, by the number the guest was told.
@@ -28,16 +34,21 @@ pub struct Handle {
 pub struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
     last: AtomicU64,
+    positions: Total,
 }
 
 impl Handles {
-    /// Adds an open file; its number.
-    pub fn insert(&self, file: File) -> u64 {
+    /// A handle, not added yet, of a file that was opened with `flags`.
+    pub fn of(&self, file: File, flags: libc::c_int) -> Handle {
+        let positions = Mutex::new(Positions::new(&self.positions));
+        Handle { file, flags, appending: OnceLock::new(), text: None, positions }
+    }
+
+    /// Adds a handle; its number.
+    pub fn insert(&self, handle: Handle) -> u64 {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let handle =
-            Arc::new(Handle { file, appending: OnceLock::new(), position: Mutex::new(()) });
         // No holder of the lock can panic half way, so poison means nothing; and so below.
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(handle));
         number
     }
 
@@ -65,15 +76,36 @@ impl Handle {
         BorrowedFile::of(&self.file)
     }
 
+    /// The handle, with a text to be read instead of the file's.
+    pub fn with_text(self, text: Option<Vec<u8>>) -> Self {
+        Self { text, ..self }
+    }
+
+    /// The part of the text from `offset` on, if there is one to be read instead of the file's.
+    pub fn text(&self, offset: u64) -> Option<&[u8]> {
+        let text = self.text.as_deref()?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        Some(text.get(from..).unwrap_or_default())
+    }
+
+    /// Whether the file is append-only on the host, so that every write goes to its end.
+    pub fn append_only(&self) -> bool {
+        self.flags & libc::O_APPEND != 0
+    }
+
     /// The same file opened for appending; `descriptors` is `/proc/self/fd`.
     ///
     /// Not `RWF_APPEND`, which overlayfs drops on its way to the file below (seen with Linux 6.1).
     pub fn appending(&self, descriptors: impl AsFd) -> io::Result<&File> {
+        if self.append_only() {
+            return Ok(&self.file);
+        }
         if let Some(file) = self.appending.get() {
             return Ok(file);
         }
         let name = descriptor_name(&self.file);
-        let file = open(descriptors, &name, libc::O_WRONLY | libc::O_APPEND, 0)?;
+        let flags = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
+        let file = open(descriptors, &name, flags | libc::O_WRONLY | libc::O_APPEND, 0)?;
         Ok(self.appending.get_or_init(|| file))
     }
 }
@@ -118,8 +150,13 @@ impl FileReadWriteVolatile for BorrowedFile<'_> {
         let vectors = Self::vectors(slices);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
         // SAFETY: each vector is a part of message memory that is ours to write to.
-        check_length(unsafe {
+        let done = check_length(unsafe {
             libc::preadv64(self.0.as_raw_fd(), vectors.as_ptr(), count, at.cast_signed())
+        });
+        // A file that the kernel makes may have no positions.
+        without_position(done, || {
+            // SAFETY: as above.
+            check_length(unsafe { libc::readv(self.0.as_raw_fd(), vectors.as_ptr(), count) })
         })
     }
 
@@ -135,8 +172,23 @@ impl FileReadWriteVolatile for BorrowedFile<'_> {
         let vectors = Self::vectors(slices);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
         // SAFETY: each vector is a readable part of message memory.
-        check_length(unsafe {
+        let done = check_length(unsafe {
             libc::pwritev64(self.0.as_raw_fd(), vectors.as_ptr(), count, at.cast_signed())
+        });
+        without_position(done, || {
+            // SAFETY: as above.
+            check_length(unsafe { libc::writev(self.0.as_raw_fd(), vectors.as_ptr(), count) })
         })
+    }
+}
+
+/// Gives the result of `again` if the file has no positions.
+fn without_position(
+    done: io::Result<usize>,
+    again: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => again(),
+        done => done,
     }
 }

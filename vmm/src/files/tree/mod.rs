@@ -15,6 +15,7 @@
 //!   of what it creates.
 
 mod attribute;
+mod begin;
 mod credentials;
 mod data;
 mod directory;
@@ -22,8 +23,15 @@ mod entry;
 mod extended;
 mod file_system;
 mod handle;
+mod inode_flags;
+mod mounts;
 mod node;
+mod open;
+mod own_process;
+mod position;
+mod statx;
 mod system;
+mod trusted;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -38,6 +46,7 @@ use fuse_backend_rs::api::filesystem::Entry;
 use super::FilesError;
 use super::message::{Extra, Header};
 use handle::Handles;
+use mounts::Mounts;
 use node::{Node, Nodes};
 use system::Status;
 
@@ -53,6 +62,7 @@ const ATTRIBUTE_SUBMOUNT: u32 = 1;
 pub struct Tree {
     nodes: Nodes,
     handles: Handles,
+    mounts: Mounts,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -61,7 +71,12 @@ pub struct Tree {
 
 impl Tree {
     /// Serves `folder`, with the mounts on it at any time. `descriptors` is `/proc/self/fd`.
-    pub fn new(folder: BorrowedFd<'_>, descriptors: File) -> Result<Self, FilesError> {
+    /// Entries of its folder `volumes` are volumes.
+    pub fn new(
+        folder: BorrowedFd<'_>,
+        descriptors: File,
+        volumes: Option<&str>,
+    ) -> Result<Self, FilesError> {
         let root = system::open_path(folder, c".").map_err(FilesError::Folder)?;
         let status = Status::of(&root).map_err(FilesError::Folder)?;
         if !status.is_folder() {
@@ -70,6 +85,7 @@ impl Tree {
         Ok(Self {
             nodes: Nodes::new(Node::new(root, &status)),
             handles: Handles::default(),
+            mounts: Mounts::new(volumes),
             descriptors,
             submounts: AtomicBool::new(false),
         })
@@ -88,6 +104,12 @@ impl Tree {
             Extra::TmpFile { flags, mode, umask } => {
                 self.create_temporary(header, flags, mode, umask)
             }
+            Extra::Init { read_ahead, capable } => Ok(self.begin_extended(read_ahead, capable)),
+            Extra::Statx => self.extended_status(header.node),
+            Extra::Ioctl { handle, request } => match request {
+                Some(request) => self.inode_flags(handle, request),
+                None => Err(io::Error::from_raw_os_error(libc::ENOTTY)),
+            },
         }
     }
 
@@ -95,6 +117,7 @@ impl Tree {
     pub fn forget_all(&self) {
         self.handles.clear();
         self.nodes.clear();
+        self.mounts.clear();
     }
 
     fn node(&self, number: u64) -> io::Result<Arc<Node>> {
@@ -104,6 +127,10 @@ impl Tree {
     /// Remembers the file behind `path` (`O_PATH`) as one more thing the guest has looked up.
     fn remember(&self, parent: &Node, path: File) -> io::Result<Entry> {
         let status = Status::of(&path)?;
+        if status.mount != parent.key.mount {
+            self.mounts.enter(parent.key.mount, &path, &status)?;
+        }
+        self.mounts.admit(&parent.file, &path, &status)?;
         let mut attr_flags = 0;
         if status.is_folder()
             && status.mount != parent.key.mount

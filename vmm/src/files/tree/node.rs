@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::open::Cached;
 use super::system::Status;
 
 /// The number of the shared folder itself (`FUSE_ROOT_ID`).
@@ -29,13 +30,15 @@ pub struct Node {
     pub key: Key,
     /// `S_IFMT` bits; they never change.
     kind: u32,
+    /// What the guest's kernel may have in its cache.
+    pub cached: Cached,
 }
 
 impl Node {
     /// Holds `file` (`O_PATH`), of which `status` is told.
     pub fn new(file: File, status: &Status) -> Self {
         let key = Key { mount: status.mount, device: status.device, inode: status.inode() };
-        Self { file, key, kind: status.mode() & libc::S_IFMT }
+        Self { file, key, kind: status.mode() & libc::S_IFMT, cached: Cached::default() }
     }
 
     /// A folder or a regular file: what may be opened for its content.

@@ -37,6 +37,26 @@ pub fn descriptor_name(descriptor: &File) -> CString {
     CString::new(descriptor.as_raw_fd().to_string()).unwrap_or_default()
 }
 
+/// The target of the link `name` in the working directory of serving threads.
+pub fn read_link(name: &CStr) -> io::Result<Vec<u8>> {
+    read_link_of(libc::AT_FDCWD, name)
+}
+
+/// The target of the link behind `link` (`O_PATH`).
+pub fn read_link_at(link: &File) -> io::Result<Vec<u8>> {
+    read_link_of(link.as_raw_fd(), c"")
+}
+
+fn read_link_of(folder: libc::c_int, name: &CStr) -> io::Result<Vec<u8>> {
+    let mut target = vec![0; libc::PATH_MAX as usize];
+    // SAFETY: the name is terminated; `target` has the room it says.
+    let count = check_length(unsafe {
+        libc::readlinkat(folder, name.as_ptr(), target.as_mut_ptr().cast(), target.len())
+    })?;
+    target.truncate(count);
+    Ok(target)
+}
+
 /// What statx(2) says.
 #[derive(Clone, Copy)]
 pub struct Status {
@@ -44,7 +64,7 @@ pub struct Status {
     pub mount: u64,
     /// The device of its file system.
     pub device: u64,
-    raw: libc::statx,
+    pub(super) raw: libc::statx,
 }
 
 impl Status {
@@ -57,7 +77,7 @@ impl Status {
                 file.as_raw_fd(),
                 c"".as_ptr(),
                 libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
-                libc::STATX_BASIC_STATS | libc::STATX_MNT_ID,
+                libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID,
                 raw.as_mut_ptr(),
             )
         })?;
