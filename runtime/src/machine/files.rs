@@ -93,13 +93,7 @@ impl Drop for FileServer {
 }
 
 async fn follow(child: Child, kill: Arc<Notify>, told: watch::Sender<Option<String>>, log: Logger) {
-    let how = tokio::select! {
-        how = child.exited() => how,
-        () = kill.notified() => {
-            child.kill();
-            child.exited().await
-        }
-    };
+    let how = child.life(kill).await;
     debug!(log, "file server ended"; "how" => &how);
     told.send_replace(Some(how));
 }

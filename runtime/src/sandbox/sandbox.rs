@@ -246,7 +246,9 @@ impl Sandbox {
         let left: Vec<_> = lock(&self.containers).drain().collect();
         for (id, slot) in left {
             if let Slot::Created(container) = slot {
-                // The machine has ended, so this only clears up on the host.
+                // The machine has ended, which every process tells as its exit.
+                let _ = tokio::time::timeout(ORDERLY, container.init().exited()).await;
+                // So this only clears up on the host.
                 if let Err(error) = container.delete().await {
                     warn!(self.log, "container not cleared up"; "container" => id,
                         "error" => %error);
