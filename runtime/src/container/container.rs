@@ -12,7 +12,7 @@ use slog::{Logger, warn};
 
 use super::control::Going;
 use super::exec::console_size;
-use super::hooks::{self, HostHooks, HostMounts, State};
+use super::hooks::{self, HostHooks, State};
 use super::out_of_memory::OutOfMemory;
 use super::process::SIGKILL;
 use super::{
@@ -20,11 +20,12 @@ use super::{
     Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
+use crate::apart::{HostMounts, alongside};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, RootfsMount, Volumes};
-use crate::spec::{SpecError, translate};
+use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
+use crate::spec::{GuestSpec, SpecError, translate};
 
 /// The first vsock port for streams; below are the well-known ones.
 const FIRST_PORT: u32 = 0x1_0000;
@@ -165,30 +166,15 @@ impl Container {
     /// Lays out the files, opens the streams, and has the agent create the container.
     pub async fn create(
         request: CreateRequest,
-        share: &Path,
-        volumes: &Volumes,
+        share: Arc<Share>,
+        volumes: Arc<Volumes>,
         follower: Follower,
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
-        let mut guest = translate(request.spec, &request.id, &request.bundle)?;
-        // The sandbox's own container has had them set when the sandbox started.
-        if request.id != follower.sandbox_id {
-            guest.refuse_sandbox_sysctls()?;
-        }
-        let rootfs = if request.rootfs.is_empty() {
-            vec![RootfsMount {
-                kind: "bind".to_owned(),
-                source: guest.root.to_string_lossy().into_owned(),
-                options: vec!["rbind".to_owned()],
-                ..RootfsMount::default()
-            }]
-        } else {
-            request.rootfs
-        };
-        let volumes = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
-        let volumes = volumes.collect::<Result<Vec<_>, _>>()?;
-        guest.place_volumes(volumes.iter().map(|volume| volume.name()));
-        let files = ContainerShare::create(share, &request.id, &rootfs, volumes)?;
+        let is_sandbox = request.id == follower.sandbox_id;
+        // A source may lie on a file system that answers late, or never.
+        let laid_out = alongside(move || lay_out(request, is_sandbox, &share, &volumes)).await;
+        let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
         let streams = follower.open(&request.stdio).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
@@ -482,6 +468,33 @@ async fn forget_exec(follower: Follower, container: String, exec: String) {
         }
     }
     let _ = agent.delete_process(&container, &exec).await;
+}
+
+/// Translates the spec and lays out what it names in the shared folder.
+fn lay_out(
+    request: CreateRequest,
+    is_sandbox: bool,
+    share: &Arc<Share>,
+    volumes: &Volumes,
+) -> Result<(CreateRequest, GuestSpec, ContainerShare), ContainerError> {
+    let CreateRequest { id, bundle, spec, rootfs, .. } = &request;
+    let mut guest = translate(spec.clone(), id, bundle, |path| volumes.kind(path))?;
+    // The sandbox's own container has had them set when the sandbox started.
+    if !is_sandbox {
+        guest.refuse_sandbox_sysctls()?;
+    }
+    let mounted = [RootfsMount {
+        kind: "bind".to_owned(),
+        source: guest.root.to_string_lossy().into_owned(),
+        options: vec!["rbind".to_owned()],
+        ..RootfsMount::default()
+    }];
+    let rootfs = if rootfs.is_empty() { &mounted } else { rootfs.as_slice() };
+    let taken = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
+    let taken = taken.collect::<Result<Vec<_>, _>>()?;
+    guest.place_volumes(taken.iter().map(|volume| (volume.name(), volume.read_only_by_host())));
+    let files = ContainerShare::create(share, id, rootfs, taken)?;
+    Ok((request, guest, files))
 }
 
 /// Names become folders on both sides.

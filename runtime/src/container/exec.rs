@@ -129,8 +129,8 @@ pub(super) fn console_size(process: &ProcessSpec) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_terminal_begins_with_the_size_of_its_process_until_it_is_resized() {
+    #[tokio::test]
+    async fn a_terminal_begins_with_the_size_of_its_process_until_it_is_resized() {
         let process = serde_json::json!({
             "user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/", "terminal": true,
             "consoleSize": {"height": 57, "width": 123},
@@ -139,7 +139,7 @@ mod tests {
         let request = ExecRequest { exec_id: "e".to_owned(), spec, stdio: StdioPaths::default() };
         let exec = Exec::new(request);
         assert_eq!(exec.size(), (57, 123));
-        exec.remember_size(24, 80);
+        exec.resize(24, 80).await.unwrap();
         assert_eq!(exec.size(), (24, 80));
     }
 }

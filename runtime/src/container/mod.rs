@@ -27,9 +27,10 @@ mod size;
 pub use husk_agent_protocols::agent::{InterfaceUse, StatContainerResponse as Statistics};
 
 pub use bounds::Bounds;
+pub use crate::apart::HostMounts;
 pub use container::{Container, CreateRequest, Follower, GuestProcess};
 pub use error::ContainerError;
 pub use exec::{Exec, ExecRequest};
-pub use hooks::{HookError, HostHooks, HostMounts};
+pub use hooks::{HookError, HostHooks};
 pub use process::{Exit, Happening, Observer, Process, Status};
 pub use size::{MachineSize, ResizeError, SizePlan};

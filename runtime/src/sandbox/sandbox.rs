@@ -161,7 +161,7 @@ impl Sandbox {
             Some((share, volumes)) => {
                 let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
                 let limits = resources.map(Limits::of_container).unwrap_or_default();
-                let created = Container::create(request, &share, &volumes, self.follower.clone());
+                let created = Container::create(request, share, volumes, self.follower.clone());
                 let created = self.follower.size.with_container(&id, limits, created).await;
                 created.map_err(|error| self.follower.explain(error))
             }

@@ -20,8 +20,6 @@ use husk_agent_protocols::agent::{
 use husk_agent_protocols::agent_ttrpc::{Agent, create_agent};
 use husk_configuration::Configuration;
 use husk_control::{EndReason, Event, MachineMessage, MachineRequest, MemorySize, Reply, Request};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use serde_json::json;
 use slog::Logger;
@@ -33,6 +31,7 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::agent_client::AgentClient;
+use crate::apart::tests::with_own_mounts;
 use crate::container::{
     Container, ContainerError, CreateRequest, ExecRequest, Exit, Follower, Happening, HostMounts,
     Observer, SizePlan, Status,
@@ -40,7 +39,7 @@ use crate::container::{
 use crate::io::StdioPaths;
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{Limits, SizingRules, Volumes};
+use crate::resource::{Limits, Share, SizingRules, Sources, Volumes};
 
 /// Answers every request, and tells what the test wants told.
 pub(crate) struct FakeMachine {
@@ -360,16 +359,18 @@ impl Observer for Heard {
 }
 
 pub(crate) struct Stage {
-    pub(crate) folder: tempfile::TempDir,
     machine: Arc<FakeMachine>,
     heard: Arc<Heard>,
     pub(crate) follower: Follower,
-    volumes: Volumes,
+    share: Arc<Share>,
+    volumes: Arc<Volumes>,
     /// Told when a process has been forgotten.
     pub(crate) deleted: Arc<tokio::sync::Notify>,
     execs: Arc<HeldExecs>,
     mood: Arc<Mutex<Mood>>,
     server: Server,
+    // Last: the share is mounted in it.
+    pub(crate) folder: tempfile::TempDir,
 }
 
 /// A machine of the default size that can grow to four processors and 4 GiB.
@@ -439,11 +440,11 @@ pub(crate) async fn stage() -> Stage {
         log,
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
-    std::fs::create_dir(folder.path().join("share")).unwrap();
     std::fs::write(folder.path().join("volume"), "text").unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
-    let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, deleted, execs, mood, server }
+    let share = Share::create(folder.path().join("share"), Sources::default()).unwrap();
+    let volumes = Arc::new(Volumes::create(&share).unwrap());
+    Stage { machine: fake, heard, follower, share, volumes, deleted, execs, mood, server, folder }
 }
 
 impl Stage {
@@ -483,24 +484,17 @@ impl Stage {
                 ..StdioPaths::default()
             },
         };
-        let share = self.share();
-        Container::create(request, &share, &self.volumes, self.follower.clone()).await.unwrap()
+        let (share, volumes) = (Arc::clone(&self.share), Arc::clone(&self.volumes));
+        Container::create(request, share, volumes, self.follower.clone()).await.unwrap()
     }
 }
 
 /// In a thread with a mount namespace of its own; not at all where that is forbidden.
-fn apart<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
-    let thread = husk_skip::spawn(move || {
-        let none = None::<&str>;
-        let own = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none));
-        if own.is_err() {
-            return husk_skip::skipped("no mount namespace can be made");
-        }
+pub(crate) fn apart<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
+    with_own_mounts(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     });
-    thread.join().unwrap();
 }
 
 #[test]
