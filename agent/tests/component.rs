@@ -4,7 +4,8 @@
 mod harness;
 
 use std::fs;
-use std::time::Instant;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use harness::{Agent, Ran, skip};
@@ -276,8 +277,7 @@ component! {
     async fn exec_joins_the_container(agent: &Agent) {
         let held = agent.create("box", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
         agent.start_container("box").await?;
-        // A container counts as started just before its process is executed.
-        let script = "echo $0; id -u; pwd; hostname; grep -E '^(CapEff|CapBnd|NoNew|Seccomp:)' /proc/self/status; until grep -q ^sleep /proc/1/cmdline; do sleep .1; done; cat /proc/1/cmdline | tr '\\0' ' '; grep ^0:: /proc/self/cgroup; exit 3";
+        let script = "echo $0; id -u; pwd; hostname; grep -E '^(CapEff|CapBnd|NoNew|Seccomp:)' /proc/self/status; cat /proc/1/cmdline | tr '\\0' ' '; grep ^0:: /proc/self/cgroup; exit 3";
         let ran = agent.exec("box", "one", |p| p["args"] = json!(["sh", "-c", script, "name"])).await?;
         let expected = "name\n0\n/\nbox\nCapEff:\t0000000000000021\nCapBnd:\t0000000000000021\n\
             NoNewPrivs:\t1\nSeccomp:\t2\nsleep 50 0::/\n";
@@ -306,6 +306,89 @@ component! {
         running.close();
         assert_eq!(agent.finish(running).await?.output(), "fed");
         agent.signal("box", "", 15, true).await?;
+        agent.signal("box", "", 9, false).await?;
+        assert_eq!(agent.finish(held).await?.status, 137);
+    }
+}
+
+component! {
+    async fn a_container_has_started_when_its_command_is_executed(agent: &Agent) {
+        for number in 0..10 {
+            let id = format!("c{number}");
+            let held = agent.create(&id, |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
+            let pid = agent.list(&id).await?[0].0;
+            agent.start_container(&id).await?;
+            let command = fs::read_to_string(agent.guest_path(&format!("/proc/{pid}/cmdline")))?;
+            assert_eq!(command, "sleep\x0050\0");
+            agent.signal(&id, "", 9, false).await?;
+            assert_eq!(agent.finish(held).await?.status, 137);
+        }
+        // As runc's init does it says why on its standard error, too.
+        let plain = agent.path("rootfs/plain");
+        fs::write(&plain, "\x7fnothing")?;
+        fs::set_permissions(&plain, fs::Permissions::from_mode(0o755))?;
+        let held = agent.create("bad", |s| s["process"]["args"] = json!(["/plain"])).await?;
+        let (code, text) = harness::refusal(agent.start_container("bad").await);
+        assert_eq!(code, Code::UNKNOWN);
+        assert_eq!(text, "unable to start container process: exec /plain: exec format error");
+        let ran = agent.finish(held).await?;
+        assert_eq!((ran.status, ran.error()), (1, "exec /plain: exec format error\n"));
+    }
+}
+
+component! {
+    /// Whenever the call ends, and whatever the process has come to by then.
+    async fn an_exec_that_is_given_up_leaves_no_process(agent: &Agent) {
+        let held = agent.create("box", |s| s["process"]["args"] = json!(["sleep", "50"])).await?;
+        agent.start_container("box").await?;
+        let mut given_up = 0;
+        for limit in 1..40 {
+            let exec = format!("e{limit}");
+            let answered = agent.give_up_exec("box", &exec, Duration::from_millis(limit)).await?;
+            given_up += u32::from(!answered);
+        }
+        assert!(given_up > 0, "every call was answered within a millisecond");
+        let began = Instant::now();
+        loop {
+            let listed = agent.list("box").await?;
+            if listed.len() == 1 {
+                break;
+            }
+            assert!(began.elapsed().as_secs() < 10, "{listed:?}");
+            // One that was made as the call ended has its name: whoever has called ends it.
+            for (_, exec) in listed.iter().filter(|(_, exec)| !exec.is_empty()) {
+                let _ = agent.signal("box", exec, 9, false).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Its id is free again.
+        assert_eq!(agent.exec("box", "e1", |p| p["args"] = json!(["echo", "x"])).await?.output(), "x\n");
+        agent.signal("box", "", 9, false).await?;
+        assert_eq!(agent.finish(held).await?.status, 137);
+    }
+}
+
+component! {
+    async fn an_exec_has_the_priorities_that_it_or_its_container_asks_for(agent: &Agent) {
+        let held = agent.create("box", |s| {
+            s["process"]["args"] = json!(["sleep", "50"]);
+            s["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+            s["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 3});
+        }).await?;
+        agent.start_container("box").await?;
+        let look = |p: &mut Value| {
+            // Policy and niceness, as proc(5) numbers a process's fields.
+            let line = "ionice -p $$; awk '{ print $41, $19 }' /proc/$$/stat";
+            p["args"] = json!(["sh", "-c", line]);
+        };
+        let own = agent.exec("box", "own", |p| {
+            look(p);
+            p["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+            p["scheduler"] = json!({"policy": "SCHED_OTHER", "nice": 5});
+        }).await?;
+        assert_eq!(own.output(), "idle\n0 5\n");
+        let inherited = agent.exec("box", "inherited", look).await?;
+        assert_eq!(inherited.output(), "best-effort: prio 6\n3 3\n");
         agent.signal("box", "", 9, false).await?;
         assert_eq!(agent.finish(held).await?.status, 137);
     }

@@ -1,6 +1,12 @@
 //! Work in a thread of its own.
 
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::sync::oneshot;
 
 /// Does `work` in a thread that ends with it: the namespaces and the working folder that it changes are
 /// its own, and what it starts keeps them.
@@ -8,4 +14,66 @@ pub(crate) fn apart<T: Send, E: From<Errno> + Send>(
     work: impl FnOnce() -> Result<T, E> + Send,
 ) -> Result<T, E> {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| Err(Errno::EIO.into())))
+}
+
+/// Does `work`, which may block, in a thread of its own that goes on if nobody waits any more.
+pub(crate) async fn alongside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new().spawn(move || done.send(work()))?;
+    result.await.map_err(io::Error::other)
+}
+
+/// The mount namespace that the shim was started in, which is containerd's; `None` for the calling
+/// thread's own.
+///
+/// The shim's namespace is a copy that gets the later mounts of those that are shared there. On a host
+/// whose `/` is private it gets none.
+#[derive(Debug, Clone, Default)]
+pub struct HostMounts(pub Option<Arc<File>>);
+
+impl HostMounts {
+    /// Does `work` in a thread in that namespace, with its root as root and working folder.
+    pub(crate) fn within<T: Send, E: From<Errno> + Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, E> + Send,
+    ) -> Result<T, E> {
+        apart(|| {
+            // The root and the working folder change with the namespace, for this thread only.
+            unshare(CloneFlags::CLONE_FS)?;
+            if let Some(namespace) = &self.0 {
+                setns(&**namespace, CloneFlags::CLONE_NEWNS)?;
+            }
+            work()
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+
+    /// Gives the calling thread a mount namespace of its own; says so if that is forbidden.
+    pub(crate) fn leave_mounts() -> bool {
+        let (none, private) = (None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
+        let left =
+            unshare(CloneFlags::CLONE_NEWNS).and_then(|()| mount(none, "/", none, private, none));
+        if left.is_err() {
+            husk_skip::skipped("no mount namespace can be made");
+        }
+        left.is_ok()
+    }
+
+    /// Runs a test in a thread with a mount namespace of its own; not at all where that is forbidden.
+    pub(crate) fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
+        let thread = husk_skip::spawn(|| {
+            if leave_mounts() {
+                test();
+            }
+        });
+        thread.join().unwrap();
+    }
 }

@@ -81,9 +81,12 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Status { .. } => Code::FAILED_PRECONDITION,
         ContainerError::Resource(error) => match error {
             ResourceError::Source { .. }
+            | ResourceError::Kind { .. }
             | ResourceError::Options(_)
             | ResourceError::OutsideTarget(_) => Code::INVALID_ARGUMENT,
-            ResourceError::Place { .. } | ResourceError::Mount { .. } => Code::INTERNAL,
+            ResourceError::Place { .. }
+            | ResourceError::Mount { .. }
+            | ResourceError::Thread(_) => Code::INTERNAL,
         },
         ContainerError::Streams(StreamsError::Location {
             source: LocationError::Scheme { .. },
@@ -121,6 +124,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
             Code::FAILED_PRECONDITION
         }
         SandboxError::Folder { .. }
+        | SandboxError::Share(_)
         | SandboxError::Record(_)
         | SandboxError::Cgroup(_)
         | SandboxError::Network(_) => Code::INTERNAL,

@@ -9,6 +9,7 @@ mod address;
 mod arguments;
 mod boot;
 mod bootstrap;
+mod connections;
 mod daemon;
 mod delete;
 mod error;

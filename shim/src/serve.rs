@@ -11,7 +11,6 @@ use anyhow::Context;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
-use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use husk_configuration::{Configuration, ConfigurationError};
 use husk_runtime::container::HostMounts;
 use husk_runtime::machine::NetworkNamespace;
@@ -21,13 +20,13 @@ use husk_runtime::spec::{Membership, is_sandbox_sysctl};
 use husk_runtime::state;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use slog::{Level, Logger, error, info};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::address::socket_path;
 use crate::arguments::Flags;
 use crate::boot::{Blank, Booter};
+use crate::connections::Connections;
 use crate::publisher::Publisher;
 use crate::service::{Announcer, Handle, SandboxHandle, SandboxService, TaskService};
 use crate::{daemon, log};
@@ -37,6 +36,9 @@ const TASK_SERVICES: (&str, &str) = ("containerd.task.v3.Task", "containerd.task
 
 /// How long answers on their way out are waited for at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How long a client may take to hang up once it has the last answer.
+const HANGING_UP: Duration = Duration::from_secs(1);
 
 /// As much of the bundle's spec as the sandbox is made from.
 #[derive(Debug, Default, Deserialize)]
@@ -50,7 +52,25 @@ pub struct SandboxSpec {
     #[serde(default)]
     mounts: Vec<SandboxMount>,
     /// There is one in a container's bundle. A sandbox's own may have none, or no spec at all.
-    process: Option<IgnoredAny>,
+    process: Option<SandboxProcess>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxProcess {
+    capabilities: Option<SandboxCapabilities>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxCapabilities {
+    bounding: Option<Vec<String>>,
+}
+
+impl SandboxProcess {
+    /// Whether the process may make files immutable and append-only.
+    fn has_immutable_flags(&self) -> bool {
+        let bounding = self.capabilities.as_ref().and_then(|sets| sets.bounding.as_ref());
+        bounding.is_some_and(|names| names.iter().any(|name| name == "CAP_LINUX_IMMUTABLE"))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -140,20 +160,25 @@ async fn run(
     let booter = Arc::new(booter);
     let service = Arc::new(TaskService::new(sandbox, publisher.clone(), log.clone()));
     let sandboxes = Arc::new(SandboxService::new(Arc::clone(&booter), Arc::clone(&service)));
-    let mut server = server(listener, &service, sandboxes)?;
+    let connections = Connections::new();
+    let mut server = server(listener, &connections, &service, sandboxes)?;
     server.start().await.context("server")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    tokio::select! {
-        () = service.shut_down() => {}
+    let asked = tokio::select! {
+        () = service.shut_down() => true,
         _ = terminate.recv() => {
             info!(log, "told to end by SIGTERM");
             service.stop().await;
+            false
         }
-    }
+    };
     // A sandbox that still boots is nobody's any more; dropping it ends its processes.
     booter.give_up().await;
     let _ = std::fs::remove_file(&socket);
     let _ = tokio::time::timeout(LAST_ANSWERS, publisher.flush()).await;
+    if asked {
+        let _ = tokio::time::timeout(HANGING_UP, connections.closed()).await;
+    }
     let _ = tokio::time::timeout(LAST_ANSWERS, server.shutdown()).await;
     info!(log, "shim ended");
     Ok(())
@@ -162,6 +187,7 @@ async fn run(
 /// The task service under both names, and the sandbox service.
 fn server(
     listener: UnixListener,
+    connections: &Connections,
     service: &Arc<TaskService>,
     sandboxes: Arc<SandboxService>,
 ) -> anyhow::Result<Server> {
@@ -170,7 +196,7 @@ fn server(
     let mut older = create_task(Arc::clone(&handle));
     let older = older.remove(third).context("the task service has another name")?;
     Ok(Server::new()
-        .add_listener(Listener::try_from(listener).context("listening socket")?)
+        .add_listener(connections.listen(listener).context("listening socket")?)
         .register_service(create_task(handle))
         .register_service([(second.to_owned(), older)].into())
         .register_service(create_sandbox(Arc::new(SandboxHandle::new(sandboxes)))))
@@ -196,6 +222,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         _ => Limits::default(),
     };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
+    let immutable_flags = spec.process.as_ref().is_some_and(SandboxProcess::has_immutable_flags);
     // Docker lays out that file, and knows later than now which name server to name in it.
     let resolver = spec.mounts.iter().any(SandboxMount::is_resolver_file);
     Ok(SandboxRequest {
@@ -213,6 +240,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         pod_limits,
         mounts: blank.mounts,
         shared_memory: shared_memory.unwrap_or(0),
+        immutable_flags,
         etc: None,
         socket: Some(blank.socket),
     })
@@ -256,6 +284,7 @@ mod tests {
         folder: tempfile::TempDir,
         service: Arc<TaskService>,
         booter: Arc<Booter>,
+        connections: Connections,
         _server: Server,
         client: Client,
     }
@@ -279,16 +308,33 @@ mod tests {
         let booter = Arc::new(booter);
         let service = Arc::new(TaskService::new(sandbox, publisher, log));
         let sandboxes = Arc::new(SandboxService::new(Arc::clone(&booter), Arc::clone(&service)));
-        let mut server = server(listener, &service, sandboxes).unwrap();
+        let connections = Connections::new();
+        let mut server = server(listener, &connections, &service, sandboxes).unwrap();
         server.start().await.unwrap();
         let client = Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
-        Shim { folder, service, booter, _server: server, client }
+        Shim { folder, service, booter, connections, _server: server, client }
+    }
+
+    /// A connection ends for the shim when its client has closed it, not before.
+    #[tokio::test]
+    async fn the_clients_hang_up_after_the_last_answer() {
+        let Shim { service, connections, _server, client, .. } =
+            shim(Ok(Configuration::default())).await;
+        let (task, other) = (TaskClient::new(client.clone()), client);
+        task.shutdown(Context::default(), &ShutdownRequest::default()).await.unwrap();
+        service.shut_down().await;
+        let still = Duration::from_millis(20);
+        tokio::time::timeout(still, connections.closed()).await.unwrap_err();
+        drop(task);
+        tokio::time::timeout(still, connections.closed()).await.unwrap_err();
+        drop(other);
+        tokio::time::timeout(HANGING_UP, connections.closed()).await.unwrap();
     }
 
     /// A shim whose sandbox could not be had.
     #[tokio::test]
     async fn both_versions_are_served_and_the_boots_error_is_creates() {
-        let Shim { folder, service, booter, _server, client } =
+        let Shim { folder, service, booter, _server, client, .. } =
             shim(Ok(Configuration::default())).await;
         let source = std::io::Error::other("because");
         assert!(booter.begin(|_| Err(SandboxError::Kvm(source))));
@@ -352,6 +398,9 @@ mod tests {
         let connect = ConnectRequest { id: sandbox_id.clone(), ..Default::default() };
         let connected = tasks.connect(Context::default(), &connect).await.unwrap();
         assert_eq!(connected.shim_pid, std::process::id());
+        let unknown = ConnectRequest { id: "unknown".to_owned(), ..Default::default() };
+        let connected = tasks.connect(Context::default(), &unknown).await.unwrap();
+        assert_eq!((connected.shim_pid, connected.task_pid), (std::process::id(), 0));
         // The end of a task's is not the sandbox's.
         tasks.shutdown(Context::default(), &ShutdownRequest::default()).await.unwrap();
         let status = SandboxStatusRequest {

@@ -50,10 +50,15 @@ pub fn bridge_plugin(case: u8, runtime: Runtime, mtu: u32) -> Value {
     let net = subnet(case, runtime);
     json!({"type": "bridge", "bridge": bridge_name(case, runtime), "isGateway": true,
         "ipMasq": true, "mtu": mtu, "name": bridge_name(case, runtime),
-        "ipam": {"type": "host-local", "dataDir": format!("/run/ipam-{net}"),
+        "ipam": {"type": "host-local", "dataDir": addresses(&bridge_name(case, runtime)),
             "ranges": [[{"subnet": format!("{net}.0/24")}],
                 [{"subnet": format!("fd00:{}:{case}::/64", runtime as u8 + 1)}]],
             "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}})
+}
+
+/// The folder in which the addresses given out on a bridge are kept.
+fn addresses(bridge: &str) -> String {
+    format!("/run/ipam-{bridge}")
 }
 
 /// A bridge for a case, gone with it.
@@ -62,6 +67,8 @@ pub struct Bridge(pub String);
 impl Drop for Bridge {
     fn drop(&mut self) {
         let _ = ip(&["link", "del", &self.0]);
+        // A row that is tried again expects the first addresses again.
+        let _ = std::fs::remove_dir_all(addresses(&self.0));
     }
 }
 

@@ -53,7 +53,7 @@ pub const DEBIAN: &str = "docker.io/library/debian:latest";
 pub const PROBE: &str = "/probe";
 
 /// After this a container counts as hung.
-const LIMIT: Duration = Duration::from_secs(1800);
+const LIMIT: Duration = Duration::from_secs(600);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -12,6 +12,9 @@ const PLUGINS: &str = "/usr/lib/cni";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Held while a plugin runs: two that make the same iptables chain at once fail with "File exists".
+static PLUGIN: Mutex<()> = Mutex::new(());
+
 /// A network namespace with what plugins have laid into it; dropping takes both away.
 #[derive(Debug)]
 pub struct Network {
@@ -73,6 +76,7 @@ impl Network {
             plugin["prevResult"] = before.clone();
         }
         let kind = plugin["type"].as_str().context("a plugin without a type")?;
+        let _alone = PLUGIN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut child = Command::new(format!("{PLUGINS}/{kind}"))
             .env("CNI_COMMAND", what)
             .env("CNI_CONTAINERID", &self.name)

@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Role::Machine(_) if UNJAILED => control().and_then(|fd| Ok(machine::run(fd, &logger)?)),
         Role::Files(_) if UNJAILED => control().and_then(|fd| Ok(files::run(fd, &logger)?)),
         Role::Machine(walls) => control().and_then(|fd| {
+            machine::end_by_signal()?;
             jail::enter_machine(&walls.accept_missing)?;
             seccomp::confine(seccomp::Thread::Boot)?;
             Ok(machine::run(fd, &logger)?)

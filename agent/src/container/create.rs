@@ -95,6 +95,6 @@ async fn make(
         }
         out_of_memory
     });
-    container.created(Arc::clone(&process));
+    container.created(Arc::clone(&process), helper);
     Ok(process)
 }

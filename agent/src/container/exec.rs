@@ -1,5 +1,6 @@
 //! ExecProcess: a further process in a running container.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::Uid;
@@ -11,7 +12,7 @@ use crate::container::lifecycle::Container;
 use crate::container::spec::{self, SpecError};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
-use crate::process::{self, Process};
+use crate::process::{self, Links, Process, Stdio, Unborn};
 
 /// Makes and starts a process in `container`, as the OCI process in `json` says.
 pub async fn exec(
@@ -23,10 +24,9 @@ pub async fn exec(
     reaper: &Arc<Reaper>,
 ) -> Result<Arc<Process>, ContainerError> {
     let process = read(exec, json, streams.terminal)?;
-    let init = container.reserve_exec(exec)?;
-    let made = make(container, exec, process, init.pid(), streams, host, reaper).await;
-    container.fill_exec(exec, made.as_ref().ok().cloned());
-    made
+    let place = container.reserve_exec(exec)?;
+    let made = make(container, exec, process, place.init(), streams, host, reaper).await?;
+    place.fill(made)
 }
 
 /// Reads the process to be called `exec`, and checks it.
@@ -34,12 +34,6 @@ pub fn read(exec: &str, json: &[u8], terminal: bool) -> Result<SpecProcess, Cont
     error::check_id(exec)?;
     let process: SpecProcess = serde_json::from_slice(json).map_err(SpecError::Json)?;
     spec::check_process(&process, terminal)?;
-    if process.scheduler().is_some() || process.io_priority().is_some() {
-        return Err(SpecError::Invalid(
-            "process.scheduler and process.ioPriority can be set for a container's init only",
-        )
-        .into());
-    }
     Ok(process)
 }
 
@@ -57,33 +51,54 @@ async fn make(
     // Two helpers may be at work in one bundle, so each has a directory.
     let directory = container.bundle().path().join(format!("exec-{exec}"));
     std::fs::create_dir(&directory).tried("make the request")?;
-    let made = async {
-        let console = Console::listen(&directory, streams.terminal).tried("await the terminal")?;
-        let request = ExecRequest {
-            process,
-            init,
-            bundle: container.bundle().path().to_owned(),
-            cgroup: container.cgroup().path().to_owned(),
-            console: console.path(),
-            rows: streams.rows,
-            columns: streams.columns,
-        };
-        let request = serde_json::to_vec(&request).map_err(SpecError::Json)?;
-        std::fs::write(directory.join("exec.json"), request).tried("write the request")?;
-        let hold = reaper.hold();
-        let helper = Helper::spawn("exec", &directory, stdio).tried("execute the helper")?;
-        let pid = helper.pid().await?;
-        let exit = reaper.watch(pid);
-        drop(hold);
-        helper.executed().await?;
-        let master = console.master(owner).tried("receive the terminal")?;
-        links.connected().await.tried("connect the streams")?;
-        let relays = links.relay(master).tried("relay the streams")?;
-        let cgroup = container.cgroup().clone();
-        Ok(Process::follow(pid, relays, exit, move || cgroup.out_of_memory()))
+    let directory = Directory(directory);
+    make_in(&directory.0, container, process, init, (stdio, links), reaper).await
+}
+
+/// A directory that goes when this is dropped, as it is when a call is given up.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // A leftover goes with the bundle.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
-    .await;
-    // A leftover goes with the bundle.
-    let _ = std::fs::remove_dir_all(&directory);
-    made
+}
+
+async fn make_in(
+    directory: &Path,
+    container: &Arc<Container>,
+    process: SpecProcess,
+    init: u32,
+    (stdio, links): (Stdio, Links),
+    reaper: &Arc<Reaper>,
+) -> Result<Arc<Process>, ContainerError> {
+    let (streams, owner) = (links.request(), Uid::from_raw(process.user().uid()));
+    let console = Console::listen(directory, streams.terminal).tried("await the terminal")?;
+    let request = ExecRequest {
+        process,
+        init,
+        bundle: container.bundle().path().to_owned(),
+        cgroup: container.cgroup().path().to_owned(),
+        console: console.path(),
+        rows: streams.rows,
+        columns: streams.columns,
+    };
+    let request = serde_json::to_vec(&request).map_err(SpecError::Json)?;
+    std::fs::write(directory.join("exec.json"), request).tried("write the request")?;
+    let hold = reaper.hold();
+    let helper = Helper::spawn("exec", directory, stdio).tried("execute the helper")?;
+    let pid = helper.pid().await?;
+    let unborn = Unborn::new(pid);
+    let exit = reaper.watch(pid);
+    drop(hold);
+    // The command runs only with all its streams.
+    links.connected().await.tried("connect the streams")?;
+    helper.go();
+    helper.executed().await?;
+    let master = console.master(owner).tried("receive the terminal")?;
+    let relays = links.relay(master).tried("relay the streams")?;
+    let cgroup = container.cgroup().clone();
+    unborn.live();
+    Ok(Process::follow(pid, relays, exit, move || cgroup.out_of_memory()))
 }

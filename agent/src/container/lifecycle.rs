@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::container::bundle::Bundle;
 use crate::container::cgroup::Cgroup;
 use crate::container::error::{ContainerError, Tried};
+use crate::container::helper::Helper;
 use crate::container::spec;
 use crate::container::statistics::Statistics;
 use crate::container::volumes::HeldVolumes;
@@ -45,12 +47,60 @@ impl fmt::Display for State {
 #[derive(Debug, Default)]
 struct Parts {
     init: Option<Arc<Process>>,
+    /// Hears from the init until it has executed its command.
+    helper: Option<Helper>,
     started: bool,
     paused: bool,
     deleting: bool,
     volumes: Option<HeldVolumes>,
     /// None while the helper is at work on one.
     execs: HashMap<String, Option<Arc<Process>>>,
+}
+
+/// How long a started init may take to execute its command, past its startContainer hooks, before it
+/// counts as started all the same: runc waits for neither.
+const EXECUTE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The place of a process to come under its id; dropping it frees the id.
+#[derive(Debug)]
+pub(super) struct ExecPlace<'a> {
+    container: &'a Container,
+    exec: String,
+    init: Arc<Process>,
+}
+
+impl ExecPlace<'_> {
+    /// The init's process id.
+    pub(super) fn init(&self) -> u32 {
+        self.init.pid()
+    }
+
+    /// Puts the process under its id, unless the container has stopped meanwhile: whatever is to end
+    /// with the init has ended before this one came.
+    pub(super) fn fill(self, process: Arc<Process>) -> Result<Arc<Process>, ContainerError> {
+        match self.container.state() {
+            State::Running | State::Paused => {
+                let place = Some(Arc::clone(&process));
+                self.container.parts().execs.insert(self.exec.clone(), place);
+                Ok(process)
+            }
+            _ => {
+                // It may have exited by itself.
+                let _ = process.signal(libc::SIGKILL.unsigned_abs());
+                process.hang_up();
+                self.container.refuse("not running")
+            }
+        }
+    }
+}
+
+impl Drop for ExecPlace<'_> {
+    fn drop(&mut self) {
+        let mut parts = self.container.parts();
+        if matches!(parts.execs.get(&self.exec), Some(None)) {
+            parts.execs.remove(&self.exec);
+        }
+    }
 }
 
 /// A container, from the moment its id is taken until it is deleted.
@@ -116,17 +166,27 @@ impl Container {
         self.parts().volumes = None;
     }
 
-    pub(super) fn created(&self, init: Arc<Process>) {
-        self.parts().init = Some(init);
+    /// The init is there; `helper` has made it and hears from it.
+    pub(super) fn created(&self, init: Arc<Process>, helper: Helper) {
+        let mut parts = self.parts();
+        (parts.init, parts.helper) = (Some(init), Some(helper));
     }
 
-    /// Lets the created init process execute the container's command.
-    pub fn start(&self) -> Result<(), ContainerError> {
+    /// Lets the created init process execute the container's command, and waits until it has, for
+    /// [`EXECUTE_LIMIT`] at most. Fails as runc's text has it if the kernel refuses the command.
+    pub async fn start(&self) -> Result<(), ContainerError> {
         if self.state() != State::Created {
             return self.refuse("not created");
         }
-        self.parts().started = true;
-        self.bundle.notify().tried("start the container process")
+        let helper = {
+            let mut parts = self.parts();
+            parts.started = true;
+            parts.helper.take()
+        };
+        self.bundle.notify().tried("start the container process")?;
+        let Some(helper) = helper else { return Ok(()) };
+        let executed = tokio::time::timeout(EXECUTE_LIMIT, helper.executed()).await;
+        executed.unwrap_or(Ok(()))
     }
 
     /// Stops every process of a running container where it is.
@@ -189,7 +249,7 @@ impl Container {
     }
 
     /// Takes `exec` for a process to come; the container must be running.
-    pub(super) fn reserve_exec(&self, exec: &str) -> Result<Arc<Process>, ContainerError> {
+    pub(super) fn reserve_exec(&self, exec: &str) -> Result<ExecPlace<'_>, ContainerError> {
         if self.state() != State::Running {
             return self.refuse("not running");
         }
@@ -197,18 +257,10 @@ impl Container {
         if parts.execs.contains_key(exec) {
             return Err(ContainerError::Exists(format!("process {exec} of container {}", self.id)));
         }
-        parts.execs.insert(exec.to_owned(), None);
         // A running container has an init.
-        parts.init.clone().ok_or_else(|| ContainerError::NotFound(self.id.clone()))
-    }
-
-    /// Puts the process under its reserved id, or frees the id again.
-    pub(super) fn fill_exec(&self, exec: &str, process: Option<Arc<Process>>) {
-        let mut parts = self.parts();
-        match process {
-            Some(process) => parts.execs.insert(exec.to_owned(), Some(process)),
-            None => parts.execs.remove(exec),
-        };
+        let init = parts.init.clone().ok_or_else(|| ContainerError::NotFound(self.id.clone()))?;
+        parts.execs.insert(exec.to_owned(), None);
+        Ok(ExecPlace { container: self, exec: exec.to_owned(), init })
     }
 
     /// The process of an exec id, or init if that is empty.
@@ -254,7 +306,8 @@ impl Container {
 
     /// Closes the streams of all its processes.
     pub(super) fn hang_up(&self) {
-        let parts = self.parts();
+        let mut parts = self.parts();
+        parts.helper = None;
         parts.init.iter().chain(parts.execs.values().flatten()).for_each(|p| p.hang_up());
     }
 }

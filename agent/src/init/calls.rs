@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::ForkResult;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -93,7 +94,23 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: it is open, and the agent opened it for this purpose alone, so nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    // A hook that is executed in the container must not hold it.
+    fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(descriptor)
+}
+
+/// Sets the calling thread's scheduling policy and parameters: sched_setattr(2).
+pub fn schedule(attributes: &libc::sched_attr) -> io::Result<()> {
+    let (own, no_flags) = (0, 0);
+    // SAFETY: the kernel reads as many bytes as the structure's first field says, which is its size.
+    let done = unsafe {
+        libc::syscall(libc::SYS_sched_setattr, own, std::ptr::from_ref(attributes), no_flags)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has tokio watch `fd`.

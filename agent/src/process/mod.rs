@@ -7,6 +7,8 @@ mod outlet;
 mod readiness;
 mod stdio;
 mod terminal;
+mod unborn;
 
 pub use follow::{Process, SignalError};
-pub use stdio::{Request, Stdio, open};
+pub use stdio::{Links, Request, Stdio, open};
+pub use unborn::Unborn;

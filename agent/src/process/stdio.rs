@@ -118,6 +118,11 @@ fn unblock(fd: impl AsFd) -> io::Result<()> {
 }
 
 impl Links {
+    /// What was asked for.
+    pub fn request(&self) -> Request {
+        self.request
+    }
+
     /// Waits until the host has taken every stream.
     pub async fn connected(&self) -> io::Result<()> {
         for link in [&self.input, &self.output, &self.error].into_iter().flatten() {

@@ -13,6 +13,7 @@ use husk_agent_protocols::agent::{
     WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
+use tokio::sync::oneshot;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
@@ -180,14 +181,23 @@ impl Agent for Service {
     ) -> Result<CreateContainerResponse> {
         self.started()?;
         let streams = streams(&request.streams);
-        let init = self.sandbox.create(&request.container_id, &request.spec, streams).await?;
+        let (sandbox, (answer, created)) = (Arc::clone(&self.sandbox), oneshot::channel());
+        // Not cut in half if the call is given up: what nobody knows of is removed when it is whole.
+        tokio::spawn(async move {
+            let id = &request.container_id;
+            let created = sandbox.create(id, &request.spec, streams).await;
+            if let Err(Ok(_)) = answer.send(created) {
+                let _ = sandbox.delete(id).await;
+            }
+        });
+        let created = created.await.map_err(|error| status(Code::INTERNAL, error))?;
         let mut response = CreateContainerResponse::new();
-        response.pid = init.pid();
+        response.pid = created?.pid();
         Ok(response)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Result<Empty> {
-        self.sandbox.container(&request.container_id)?.start()?;
+        self.sandbox.container(&request.container_id)?.start().await?;
         Ok(Empty::new())
     }
 

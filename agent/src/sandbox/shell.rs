@@ -24,7 +24,7 @@ use crate::host::{Host, connected};
 use crate::init::calls;
 use crate::init::mounts::STATE;
 use crate::init::reaper::Reaper;
-use crate::process::{self, Process};
+use crate::process::{self, Process, Unborn};
 
 /// A larger program is refused: it takes up the guest's memory.
 const PROGRAM_LIMIT: usize = 64 << 20;
@@ -141,6 +141,7 @@ async fn make(
     let hold = reaper.hold();
     let helper = Helper::spawn("shell", directory, stdio).tried("execute the helper")?;
     let pid = helper.pid().await?;
+    let unborn = Unborn::new(pid);
     let exit = reaper.watch(pid);
     drop(hold);
     helper.executed().await?;
@@ -148,6 +149,7 @@ async fn make(
     links.connected().await.tried("connect the streams")?;
     let relays = links.relay(master).tried("relay the streams")?;
     let cgroup = cgroup.clone();
+    unborn.live();
     Ok(Process::follow(pid, relays, exit, move || {
         // What it has left running holds its streams.
         let _ = cgroup.kill();

@@ -209,6 +209,17 @@ impl Agent {
         exec: &str,
         change: impl FnOnce(&mut Value),
     ) -> Result<Held> {
+        let (ports, request) = self.exec_request(id, exec, change)?;
+        self.client.exec_process(context(), &request).await?;
+        take(ports, id, exec).await
+    }
+
+    fn exec_request(
+        &self,
+        id: &str,
+        exec: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<(Ports, ExecProcessRequest)> {
         let ports = self.ports(false)?;
         let mut process = spec(Path::new("/"))["process"].take();
         change(&mut process);
@@ -217,8 +228,16 @@ impl Agent {
         request.exec_id = exec.to_owned();
         request.process = serde_json::to_vec(&process)?;
         request.streams = Some(ports.streams.clone()).into();
-        self.client.exec_process(context(), &request).await?;
-        take(ports, id, exec).await
+        Ok((ports, request))
+    }
+
+    /// Asks for `sleep 7777` as a process of `id`, and gives the call up after `limit`; whether it was
+    /// answered before.
+    pub async fn give_up_exec(&self, id: &str, exec: &str, limit: Duration) -> Result<bool> {
+        let (_ports, request) =
+            self.exec_request(id, exec, |p| p["args"] = json!(["sleep", "7777"]))?;
+        let context = ttrpc::context::with_duration(limit);
+        Ok(self.client.exec_process(context, &request).await.is_ok())
     }
 
     pub async fn exec(&self, id: &str, exec: &str, change: impl FnOnce(&mut Value)) -> Result<Ran> {

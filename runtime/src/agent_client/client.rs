@@ -115,7 +115,11 @@ impl AgentClient {
     ) -> Result<T> {
         let Some(gate) = &self.gate else { return Ok(call.await?) };
         let inside = gate.enter().await;
-        let result = call.await;
+        let result = tokio::select! {
+            biased;
+            result = call => result,
+            end = gate.machine().end() => return Err(AgentError::Lost(end.reason)),
+        };
         // A refused pause has paused nothing.
         let after = if result.is_err() && after == After::Still { After::Unchanged } else { after };
         inside.leave(after).await;

@@ -44,6 +44,10 @@ impl Gate {
         Self { machine, state: Mutex::default() }
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// Before a call: the processors run until the [`Inside`] is left.
     pub(super) async fn enter(self: &Arc<Self>) -> Inside {
         let mut state = self.state.lock().await;

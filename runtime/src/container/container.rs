@@ -4,26 +4,37 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
 use oci_spec::runtime::{Hook, Spec};
-use slog::Logger;
+use slog::{Logger, warn};
 
 use super::control::Going;
-use super::hooks::{self, HostHooks, HostMounts, State};
+use super::exec::console_size;
+use super::hooks::{self, HostHooks, State};
 use super::out_of_memory::OutOfMemory;
+use super::process::SIGKILL;
 use super::{
-    ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan, Status,
+    Bounds, ContainerError, Exec, ExecRequest, Exit, MachineSize, Observer, Process, SizePlan,
+    Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
+use crate::apart::{HostMounts, alongside};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, RootfsMount, Volumes};
-use crate::spec::{SpecError, translate};
+use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
+use crate::spec::{GuestSpec, SpecError, translate};
 
 /// The first vsock port for streams; below are the well-known ones.
 const FIRST_PORT: u32 = 0x1_0000;
+
+/// How often an exec'd process that was given up is looked for.
+const FORGETTING: u32 = 10;
+
+/// How long such a process may take to end, or to appear, between two looks.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// Longer names would not fit into paths.
 const LONGEST_NAME: usize = 128;
@@ -58,6 +69,8 @@ pub struct Follower {
     pub(super) mounts: HostMounts,
     /// How large the machine is.
     pub size: Arc<MachineSize>,
+    /// How long the guest may take for what it must not hold up.
+    pub bounds: Bounds,
     pub(super) sandbox_id: String,
     ports: Arc<AtomicU32>,
 }
@@ -83,6 +96,7 @@ impl Follower {
             log,
             going: Going::default(),
             mounts,
+            bounds: Bounds::default(),
             sandbox_id: id.to_owned(),
             ports: Arc::new(AtomicU32::new(FIRST_PORT)),
         }
@@ -136,6 +150,8 @@ pub struct Container {
     hooks: HostHooks,
     /// As hooks were told of it at first.
     state: State,
+    /// Whether it has been deleted; held while it is.
+    deleted: tokio::sync::Mutex<bool>,
     // Last: what the init's streams and files are on goes after them.
     share: Mutex<Option<ContainerShare>>,
 }
@@ -150,39 +166,22 @@ impl Container {
     /// Lays out the files, opens the streams, and has the agent create the container.
     pub async fn create(
         request: CreateRequest,
-        share: &Path,
-        volumes: &Volumes,
+        share: Arc<Share>,
+        volumes: Arc<Volumes>,
         follower: Follower,
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
-        let mut guest = translate(request.spec, &request.id, &request.bundle)?;
-        // The sandbox's own container has had them set when the sandbox started.
-        if request.id != follower.sandbox_id {
-            guest.refuse_sandbox_sysctls()?;
-        }
-        let rootfs = if request.rootfs.is_empty() {
-            vec![RootfsMount {
-                kind: "bind".to_owned(),
-                source: guest.root.to_string_lossy().into_owned(),
-                options: vec!["rbind".to_owned()],
-                ..RootfsMount::default()
-            }]
-        } else {
-            request.rootfs
-        };
-        let volumes = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
-        let volumes = volumes.collect::<Result<Vec<_>, _>>()?;
-        guest.place_volumes(volumes.iter().map(|volume| volume.name()));
-        let files = ContainerShare::create(share, &request.id, &rootfs, volumes)?;
+        let is_sandbox = request.id == follower.sandbox_id;
+        // A source may lie on a file system that answers late, or never.
+        let laid_out = alongside(move || lay_out(request, is_sandbox, &share, &volumes)).await;
+        let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
         let streams = follower.open(&request.stdio).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
         call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
         let mut ends = streams.for_agent();
-        if let Some(size) = guest.spec.process().as_ref().and_then(|p| p.console_size()) {
-            ends.rows = u32::try_from(size.height()).unwrap_or(0);
-            ends.columns = u32::try_from(size.width()).unwrap_or(0);
-        }
+        let process = guest.spec.process().as_ref();
+        (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
         call.streams = Some(ends).into();
         let pid = follower.machine.pid();
         let state = State {
@@ -209,6 +208,7 @@ impl Container {
             killer,
             hooks: guest.hooks,
             state,
+            deleted: tokio::sync::Mutex::new(false),
             share: Mutex::new(Some(files)),
         })
     }
@@ -240,6 +240,54 @@ impl Container {
         }
         let exec = self.exec(exec_id)?;
         exec.process().ok_or(ContainerError::Status { action: "use", status: "not started" })
+    }
+
+    /// Sends a signal to a process; to an added one that is being started once it is there.
+    pub async fn signal(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerError> {
+        if !exec_id.is_empty() {
+            let exec = self.exec(exec_id)?;
+            let started =
+                tokio::time::timeout(self.follower.bounds.kill_answer, exec.starting.lock());
+            match started.await {
+                Ok(starting) => drop(starting),
+                Err(_) if signal == SIGKILL => {
+                    let reason = "a process was to be killed, and the guest does not start it";
+                    self.follower.machine.kill_all(reason);
+                    return Ok(());
+                }
+                Err(_) => return Err(AgentError::Silent.into()),
+            }
+        }
+        self.process(exec_id)?.signal(signal, all).await
+    }
+
+    /// Sets the size of a process's terminal; of an added one before its start, too.
+    pub async fn resize(
+        &self,
+        exec_id: &str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            return self.init.resize(rows, columns).await;
+        }
+        self.exec(exec_id)?.resize(rows, columns).await
+    }
+
+    /// Ends the standard input of a process once the clients have closed theirs; of an added one before
+    /// its start, too.
+    pub fn close_input(&self, exec_id: &str) -> Result<(), ContainerError> {
+        if exec_id.is_empty() {
+            self.init.close_input();
+        } else {
+            self.exec(exec_id)?.close_input();
+        }
+        Ok(())
     }
 
     /// The added process of that name.
@@ -284,13 +332,19 @@ impl Container {
         exec_id.clone_into(&mut call.exec_id);
         call.process = serde_json::to_vec(&exec.request.spec).map_err(SpecError::Json)?;
         let mut ends = streams.for_agent();
-        (ends.rows, ends.columns) = exec.size();
+        let size = exec.size();
+        (ends.rows, ends.columns) = size;
         call.streams = Some(ends).into();
-        self.follower.explained(self.follower.agent.exec_process(&call).await)?;
+        let executed = self.follower.agent.exec_process(&call).await;
+        if let Err(AgentError::Silent) = &executed {
+            // Whatever becomes of it in the guest, nobody here knows it.
+            tokio::spawn(forget_exec(self.follower.clone(), self.id.clone(), exec_id.to_owned()));
+        }
+        self.follower.explained(executed)?;
         let names = (self.id.as_str(), exec_id);
         let process = Process::follow(names, &self.follower, streams, &self.killer);
         process.started().await;
-        exec.has_started(Arc::clone(&process));
+        exec.has_started(&process, size).await;
         drop(starting);
         Ok(process)
     }
@@ -325,15 +379,12 @@ impl Container {
                 return Err(ContainerError::Status { action: "delete", status });
             }
         }
-        let deleted = self.follower.agent.delete_container(&self.id).await;
-        if let Err(error) = deleted {
-            // With its machine the container is gone as well.
-            match self.follower.explain(error.into()) {
-                ContainerError::MachineEnded(_) => {}
-                error => return Err(error),
-            }
+        let mut deleted = self.deleted.lock().await;
+        if *deleted {
+            return Err(ContainerError::NoContainer(self.id.clone()));
         }
-        let exit = self.init.exited().await;
+        self.delete_in_guest().await;
+        let exit = self.init.exited_by_force().await;
         self.init.close_streams().await;
         let execs: Vec<_> = lock(&self.execs).drain().map(|(_, exec)| exec).collect();
         for exec in execs {
@@ -344,8 +395,33 @@ impl Container {
         }
         lock(&self.share).take();
         self.follower.going.lock().await.remove(&self.id);
+        *deleted = true;
+        drop(deleted);
         self.run_hooks(&self.hooks.stopped, "stopped").await;
         Ok(exit)
+    }
+
+    /// Has the guest remove what the container left in it. No guest keeps a container from being
+    /// deleted: one that is silent loses its machine, and what one refuses to remove stays in it.
+    async fn delete_in_guest(&self) {
+        let Follower { agent, machine, bounds, log, .. } = &self.follower;
+        if machine.ended().is_some() {
+            return;
+        }
+        let deleted = tokio::time::timeout(bounds.delete, agent.delete_container(&self.id)).await;
+        match deleted.unwrap_or(Err(AgentError::Silent)) {
+            Ok(()) => {}
+            Err(error @ AgentError::Refused { .. }) => {
+                warn!(log, "the guest keeps remains of a container"; "container" => &self.id,
+                    "error" => %error);
+            }
+            // With its machine the container is gone as well.
+            Err(error) if machine.ended().is_none() => {
+                machine.kill_all(&format!("a container was to be deleted, and {error}"));
+                machine.end().await;
+            }
+            Err(_) => {}
+        }
     }
 
     pub(super) async fn run_hooks_started(&self) {
@@ -366,6 +442,59 @@ impl Container {
         let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
         Ok(list.processes.into_iter().map(entry).collect())
     }
+}
+
+/// Ends and forgets an exec'd process that may have started too late to be told.
+async fn forget_exec(follower: Follower, container: String, exec: String) {
+    let agent = &follower.agent;
+    let kill = libc::SIGKILL.unsigned_abs();
+    for _ in 0..FORGETTING {
+        match agent.signal_process(&container, &exec, kill, false).await {
+            Ok(()) => {
+                let ended = agent.wait_process(&container, &exec);
+                if tokio::time::timeout(KILLED, ended).await.is_ok() {
+                    break;
+                }
+            }
+            // It has exited already, or the agent is still at work on it.
+            Err(AgentError::Refused { .. }) => {
+                if agent.delete_process(&container, &exec).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(KILLED).await;
+            }
+            Err(AgentError::Silent) => {}
+            Err(AgentError::Lost(_)) => return,
+        }
+    }
+    let _ = agent.delete_process(&container, &exec).await;
+}
+
+/// Translates the spec and lays out what it names in the shared folder.
+fn lay_out(
+    request: CreateRequest,
+    is_sandbox: bool,
+    share: &Arc<Share>,
+    volumes: &Volumes,
+) -> Result<(CreateRequest, GuestSpec, ContainerShare), ContainerError> {
+    let CreateRequest { id, bundle, spec, rootfs, .. } = &request;
+    let mut guest = translate(spec.clone(), id, bundle, |path| volumes.kind(path))?;
+    // The sandbox's own container has had them set when the sandbox started.
+    if !is_sandbox {
+        guest.refuse_sandbox_sysctls()?;
+    }
+    let mounted = [RootfsMount {
+        kind: "bind".to_owned(),
+        source: guest.root.to_string_lossy().into_owned(),
+        options: vec!["rbind".to_owned()],
+        ..RootfsMount::default()
+    }];
+    let rootfs = if rootfs.is_empty() { &mounted } else { rootfs.as_slice() };
+    let taken = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
+    let taken = taken.collect::<Result<Vec<_>, _>>()?;
+    guest.place_volumes(taken.iter().map(|volume| (volume.name(), volume.read_only_by_host())));
+    let files = ContainerShare::create(share, id, rootfs, taken)?;
+    Ok((request, guest, files))
 }
 
 /// Names become folders on both sides.

@@ -8,7 +8,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -19,7 +18,7 @@ use oci_spec::runtime::Hook;
 use serde::Serialize;
 use slog::{Logger, warn};
 
-use crate::apart::apart;
+use crate::apart::{HostMounts, apart};
 use crate::machine::{PidFd, watched_fd};
 
 /// Bytes of a hook's error output that its error repeats.
@@ -67,10 +66,6 @@ pub struct HostHooks {
     /// After it was deleted.
     pub stopped: Vec<Hook>,
 }
-
-/// The mount namespace that hooks run in; none for our own.
-#[derive(Debug, Clone, Default)]
-pub struct HostMounts(pub Option<Arc<File>>);
 
 /// What a hook is told on its standard input.
 #[derive(Debug, Clone, Serialize)]
@@ -206,6 +201,7 @@ async fn ended(child: &Child) -> io::Result<()> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::Arc;
 
     fn hook(line: &str, timeout: Option<i64>) -> Hook {
         let mut hook = json!({ "path": "/bin/sh", "args": ["hook", "-c", line], "env": ["A=b c"] });

@@ -13,6 +13,7 @@
 //!
 //! An exec'd process exists for containerd before it exists in the guest; [`exec`] has its states.
 
+mod bounds;
 #[expect(clippy::module_inception, reason = "a container is what the folder is about")]
 mod container;
 mod control;
@@ -25,9 +26,11 @@ mod size;
 
 pub use husk_agent_protocols::agent::{InterfaceUse, StatContainerResponse as Statistics};
 
+pub use bounds::Bounds;
+pub use crate::apart::HostMounts;
 pub use container::{Container, CreateRequest, Follower, GuestProcess};
 pub use error::ContainerError;
 pub use exec::{Exec, ExecRequest};
-pub use hooks::{HookError, HostHooks, HostMounts};
+pub use hooks::{HookError, HostHooks};
 pub use process::{Exit, Happening, Observer, Process, Status};
 pub use size::{MachineSize, ResizeError, SizePlan};

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use slog::{Logger, debug, warn};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::out_of_memory::OutOfMemory;
-use super::{ContainerError, Follower};
+use super::{Bounds, ContainerError, Follower};
 use crate::agent_client::{AgentClient, AgentError};
 use crate::io::Streams;
 use crate::lock::lock;
@@ -17,11 +18,8 @@ use crate::machine::Machine;
 /// The exit status of processes whose machine ended under them.
 const LOST: u32 = 255;
 
-/// How long a process may take to end once it has been killed.
-const KILL_END: Duration = Duration::from_secs(30);
-
 /// The signal that no process can refuse.
-const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+pub(super) const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 /// How long after a broken connection the end of the machine is awaited: the one brings the other. Else
 /// the guest has broken it, and its machine is ended.
@@ -57,7 +55,7 @@ impl Status {
 pub struct Exit {
     /// As a shell says it.
     pub status: u32,
-    /// When, by the guest's clock, which the host set.
+    /// When, by the guest's clock: between the process's creation and now by the host's.
     pub at: SystemTime,
 }
 
@@ -82,8 +80,6 @@ pub trait Observer: Send + Sync {
 pub struct Process {
     container_id: String,
     exec_id: String,
-    /// Whether the sandbox is made for it and ends with it: a lone container, or a pod's pause container.
-    sandboxes_own: bool,
     machine: Arc<Machine>,
     agent: AgentClient,
     streams: Mutex<Option<Arc<Streams>>>,
@@ -95,6 +91,8 @@ pub struct Process {
     /// Whether the guest has told of its end; its output may still be on the way.
     gone: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
+    created: SystemTime,
+    bounds: Bounds,
     observer: Arc<dyn Observer>,
     killer: Arc<OutOfMemory>,
 }
@@ -117,7 +115,6 @@ impl Process {
         let process = Arc::new(Self {
             container_id: names.0.to_owned(),
             exec_id: names.1.to_owned(),
-            sandboxes_own: names == (follower.sandbox_id.as_str(), ""),
             machine,
             agent: follower.agent.clone(),
             streams: Mutex::new(Some(Arc::new(streams))),
@@ -126,6 +123,8 @@ impl Process {
             killed: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             exit: watch::Sender::new(None),
+            created: SystemTime::now(),
+            bounds: follower.bounds,
             observer: Arc::clone(&follower.observer),
             killer: Arc::clone(killer),
         });
@@ -192,32 +191,51 @@ impl Process {
         if self.exit().is_some() {
             return Err(ContainerError::Finished);
         }
-        let kills = signal == SIGKILL && self.sandboxes_own;
-        self.killed.fetch_or(kills, Ordering::Relaxed);
-        let sent = self.agent.signal_process(&self.container_id, &self.exec_id, signal, all).await;
-        match sent {
-            // No guest can refuse to die: what was made for this process alone goes with it.
-            Err(error @ (AgentError::Silent | AgentError::Lost(_))) if kills => {
-                self.machine.give_up(&format!("it was to be killed, and {error}"));
+        if signal == SIGKILL {
+            return self.kill(all).await;
+        }
+        let names = (&self.container_id, &self.exec_id);
+        Ok(self.agent.signal_process(names.0, names.1, signal, all).await?)
+    }
+
+    /// Sends SIGKILL, which no guest can refuse: one that does not answer, or does not let go of the
+    /// process, loses its machine, and all other processes are killed with it.
+    async fn kill(&self, all: bool) -> Result<(), ContainerError> {
+        self.killed.store(true, Ordering::Relaxed);
+        let sent = self.agent.signal_process(&self.container_id, &self.exec_id, SIGKILL, all);
+        let sent = timeout(self.bounds.kill_answer, sent).await;
+        match sent.unwrap_or(Err(AgentError::Silent)) {
+            Err(error @ (AgentError::Silent | AgentError::Lost(_))) => {
+                let reason = format!("a process was to be killed, and {error}");
+                self.machine.kill_all(&reason);
                 Ok(())
             }
-            Ok(()) if kills => {
+            // One that is refused has ended already, or so the guest says: that shows as well.
+            sent => {
                 tokio::spawn(self.see_it_gone());
-                Ok(())
+                Ok(sent?)
             }
-            sent => Ok(sent?),
         }
     }
 
-    /// Gives the machine up if the guest does not let go of a process that was killed.
+    /// Kills all of the machine if the guest does not let go of a process that was killed.
     fn see_it_gone(&self) -> impl Future<Output = ()> + use<> {
         let (mut gone, machine) = (self.gone.subscribe(), Arc::clone(&self.machine));
+        let limit = self.bounds.kill_end;
         async move {
-            let gone = tokio::time::timeout(KILL_END, gone.wait_for(|gone| *gone)).await;
-            if gone.is_err() {
-                machine.give_up("a process was killed, and did not end");
+            if timeout(limit, gone.wait_for(|gone| *gone)).await.is_err() {
+                machine.kill_all("a process was killed, and did not end");
             }
         }
+    }
+
+    /// Waits for the end of a process that the guest has been told to end with its container.
+    pub(super) async fn exited_by_force(&self) -> Exit {
+        if self.exit().is_none() {
+            self.killed.store(true, Ordering::Relaxed);
+            self.see_it_gone().await;
+        }
+        self.exited().await
     }
 
     /// Sets the size of its terminal.
@@ -256,24 +274,27 @@ impl Process {
                 }
                 self.killer.tell(answer.oom_kills);
                 let since = u64::try_from(answer.exited_at_nanoseconds).unwrap_or(0);
-                Exit { status: answer.exit_status, at: UNIX_EPOCH + Duration::from_nanos(since) }
+                let at = UNIX_EPOCH + Duration::from_nanos(since);
+                // Of two processes' times the host's clock is the judge.
+                Exit { status: answer.exit_status, at: at.max(self.created).min(SystemTime::now()) }
             }
             Err(error) => {
                 // A connection may break shortly before the machine is seen to end.
-                let end = tokio::time::timeout(MACHINE_END, self.machine.end()).await;
-                let reason = match (end, &error) {
-                    (Ok(end), _) => end.reason,
-                    (Err(_), AgentError::Refused { .. }) => error.to_string(),
+                let end = timeout(MACHINE_END, self.machine.end()).await;
+                let (reason, signal) = match (end, &error) {
+                    (Ok(end), _) => (end.reason, end.signal),
+                    (Err(_), AgentError::Refused { .. }) => (error.to_string(), None),
                     (Err(_), AgentError::Silent | AgentError::Lost(_)) => {
                         // Or its processes would go on with nobody to tell of them.
                         self.machine.give_up(&error.to_string());
-                        self.machine.end().await.reason
+                        let end = self.machine.end().await;
+                        (end.reason, end.signal)
                     }
                 };
                 warn!(log, "process lost"; "container" => &self.container_id,
                     "exec" => &self.exec_id, "reason" => reason);
-                let killed = self.killed.load(Ordering::Relaxed);
-                let status = if killed { 128 + SIGKILL } else { LOST };
+                let signal = signal.or(self.killed.load(Ordering::Relaxed).then_some(SIGKILL));
+                let status = signal.map_or(LOST, |signal| 128 + signal);
                 Exit { status, at: SystemTime::now() }
             }
         };

@@ -28,35 +28,55 @@ pub struct Progress {
     pub blocked: bool,
 }
 
-/// How long a stream may stand still before nobody waits for it any more.
+/// Bytes that a process can have written and the host not yet have got: a guest that claims more of
+/// them makes them up. Pipe and buffers hold less.
+const MOST_ON_THE_WAY: u64 = 16 << 20;
+
+/// Bytes for which a guest is given a second more.
+const BYTES_PER_SECOND: f64 = 1_048_576.0;
+
+/// How long output is waited for.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// If it is the reader on the host that takes nothing.
+    /// If it is the reader on the host that takes nothing, since it last took something.
     pub reader: Duration,
-    /// If it is the guest that sends nothing.
+    /// If it is the guest that sends nothing, in all: a byte now and then gains it no time.
     pub guest: Duration,
 }
 
-/// Waits until `wanted` bytes have been delivered, the stream has ended, or nothing has moved for
-/// too long: a reader that is stuck must not hold up the news of the exit for ever.
+/// Waits until `wanted` bytes have been delivered, the stream has ended, or patience has: neither a
+/// reader that is stuck nor a guest that claims what it does not send holds up the news of the exit
+/// for ever.
 pub async fn delivered(
     progress: &mut watch::Receiver<Progress>,
     wanted: u64,
     patience: Patience,
 ) -> bool {
-    let (mut seen, mut since) = (0, Instant::now());
+    let first = progress.borrow().bytes;
+    let most = first.saturating_add(MOST_ON_THE_WAY);
+    let (mut seen, mut since) = (first, Instant::now());
+    let (mut of_reader, mut of_guest) = (Duration::ZERO, Duration::ZERO);
     loop {
         let now = *progress.borrow_and_update();
-        if now.bytes >= wanted || now.done {
+        if now.bytes >= wanted.min(most) || now.done {
             return now.bytes >= wanted;
         }
-        if now.bytes != seen {
-            (seen, since) = (now.bytes, Instant::now());
+        let passed = since.elapsed();
+        since += passed;
+        if now.blocked {
+            of_reader += passed;
+        } else {
+            of_guest += passed;
         }
-        let limit = if now.blocked { patience.reader } else { patience.guest };
-        if since.elapsed() >= limit {
+        if now.bytes != seen {
+            (seen, of_reader) = (now.bytes, Duration::ZERO);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "below the bytes on the way")]
+        let earned = Duration::from_secs_f64((seen - first) as f64 / BYTES_PER_SECOND);
+        if of_reader >= patience.reader || of_guest >= patience.guest + earned {
             return false;
         }
+        let limit = if now.blocked { patience.reader } else { patience.guest };
         if let Ok(Err(_)) = timeout(limit.min(LOOK), progress.changed()).await {
             return false;
         }
@@ -249,6 +269,34 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(60)).await;
         });
         assert!(delivered(&mut out.progress, 4, patience).await);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_a_byte_now_and_then_gains_no_time() {
+        let mut out = out();
+        tokio::spawn(async move {
+            while out.guest.write_all(b".").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let patience = Patience { guest: Duration::from_millis(300), ..PATIENCE };
+        let waited = delivered(&mut out.progress, u64::MAX, patience);
+        assert!(!timeout(Duration::from_secs(5), waited).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_guest_cannot_claim_more_than_can_be_on_the_way() {
+        let mut out = out();
+        let path = out.path.clone();
+        let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::ZERO));
+        let flood = tokio::spawn(async move {
+            let data = pattern(1 << 20);
+            while out.guest.write_all(&data).await.is_ok() {}
+        });
+        let waited = delivered(&mut out.progress, u64::MAX, PATIENCE);
+        assert!(!timeout(Duration::from_secs(30), waited).await.unwrap());
+        flood.abort();
+        assert!(reader.await.unwrap().len() as u64 >= MOST_ON_THE_WAY);
     }
 
     #[tokio::test]

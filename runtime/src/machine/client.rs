@@ -16,6 +16,7 @@ use husk_control::{
     Request,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{setsockopt, sockopt};
 use slog::{Logger, info, warn};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
@@ -25,14 +26,26 @@ use super::{Child, MachineError, NetworkNamespace, Program, Role};
 use crate::error::chain;
 use crate::lock::lock;
 
+/// Bytes that may be under way to the guest on one stream.
+const SEND_BUFFER: usize = 1 << 20;
+
 /// How long a process may outlive its control socket.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long the process may take to answer a request that it can answer by itself.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long the process may take to build its machine.
+const BOOT_ANSWER: Duration = Duration::from_secs(60);
 
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineEnd {
     /// Whether it was told to.
     pub expected: bool,
+    /// The signal that has ended all processes in it, if it was one: SIGKILL if the guest did not end a
+    /// process that was killed, SIGTERM if the machine's process was sent that.
+    pub signal: Option<u32>,
     /// Why, for the person at the terminal.
     pub reason: String,
 }
@@ -55,15 +68,31 @@ pub struct Machine {
     pid: u32,
 }
 
+/// Our end of a stream that the guest is to connect to, and who waits for that. The machine never has
+/// it: what it does to its own end cannot make a call on this one wait.
+#[derive(Debug)]
+struct Listener {
+    end: OwnedFd,
+    waiting: oneshot::Sender<OwnedFd>,
+}
+
+/// Why a machine is ended whose guest or process does not do as it is told.
+#[derive(Debug)]
+struct GivenUp {
+    reason: String,
+    /// A process in it was to be killed.
+    killed: bool,
+}
+
 #[derive(Debug)]
 struct Shared {
     socket: AsyncFd<OwnedFd>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>,
-    listeners: Mutex<HashMap<u32, oneshot::Sender<OwnedFd>>>,
+    listeners: Mutex<HashMap<u32, Listener>>,
     kill: tokio::sync::Notify,
-    /// Why it was given up, if it was.
-    given_up: Mutex<Option<String>>,
+    /// How it was given up, if it was.
+    given_up: Mutex<Option<GivenUp>>,
     end: watch::Sender<Option<MachineEnd>>,
 }
 
@@ -76,7 +105,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let (child, socket) = Child::spawn(program, Role::Machine, network, log)?;
         let pid = child.pid().as_raw().unsigned_abs();
-        Self::over(socket, pid, async move |kill| follow(child, kill).await, log)
+        Self::over(socket, pid, async move |kill| child.life(kill).await, log)
     }
 
     /// Over a control socket that is already there; `life` ends with the process and says how.
@@ -121,9 +150,11 @@ impl Machine {
 
     /// Takes the guest's next connection to `port`, once, and hands out its stream.
     pub async fn listen_once(&self, port: u32) -> Result<oneshot::Receiver<OwnedFd>, MachineError> {
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.shared.listeners).insert(port, sender);
-        let asked = self.ask(MachineRequest::Listen { port, once: true }, &[]).await;
+        let (end, theirs) = pair().map_err(|source| MachineError::Pair { source })?;
+        let (waiting, receiver) = oneshot::channel();
+        lock(&self.shared.listeners).insert(port, Listener { end, waiting });
+        let asked = MachineRequest::Accept { port, stream: 0 };
+        let asked = self.ask(asked, &[theirs.as_fd()]).await;
         if let Err(error) = asked {
             lock(&self.shared.listeners).remove(&port);
             return Err(error);
@@ -181,7 +212,9 @@ impl Machine {
         match end.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(end)) => end.clone(),
             // The sender lives in `shared`, which we hold.
-            _ => MachineEnd { expected: false, reason: "the machine ended".to_owned() },
+            _ => {
+                MachineEnd { expected: false, signal: None, reason: "the machine ended".to_owned() }
+            }
         }
     }
 
@@ -193,11 +226,45 @@ impl Machine {
     /// Ends the process at once, because its guest can no longer be trusted to do as it is told: `reason`
     /// says how that showed.
     pub fn give_up(&self, reason: &str) {
-        lock(&self.shared.given_up).get_or_insert_with(|| reason.to_owned());
+        self.give_up_as(GivenUp { reason: reason.to_owned(), killed: false });
+    }
+
+    /// Ends the process at once, because its guest does not end a process that was killed: SIGKILL
+    /// ends all others with it.
+    pub fn kill_all(&self, reason: &str) {
+        self.give_up_as(GivenUp { reason: reason.to_owned(), killed: true });
+    }
+
+    fn give_up_as(&self, given_up: GivenUp) {
+        lock(&self.shared.given_up).get_or_insert(given_up);
         self.kill();
     }
 
+    /// Sends a request and waits for the answer, no longer than a process takes that is in order.
     async fn ask(
+        &self,
+        request: MachineRequest,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, MachineError> {
+        let limit = match request {
+            MachineRequest::Boot(_) => BOOT_ANSWER,
+            // The answer is the guest's to bring about: the caller says how long that may take.
+            MachineRequest::AwaitMemory | MachineRequest::Connect { .. } => {
+                return self.ask_patiently(request, descriptors).await;
+            }
+            _ => ANSWER,
+        };
+        match tokio::time::timeout(limit, self.ask_patiently(request, descriptors)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let seconds = limit.as_secs();
+                self.give_up(&format!("the machine process did not answer within {seconds} s"));
+                Err(MachineError::Ended(self.end().await.reason))
+            }
+        }
+    }
+
+    async fn ask_patiently(
         &self,
         request: MachineRequest,
         descriptors: &[BorrowedFd<'_>],
@@ -265,16 +332,19 @@ impl Shared {
             }
         };
         let Told { reason, mut expected, .. } = told;
+        let terminated = reason == Some(EndReason::Terminated);
+        let mut signal = terminated.then_some(libc::SIGTERM.unsigned_abs());
         let mut reason = reason.map_or(how, |reason| reason.to_string());
         if let Some(given_up) = lock(&self.given_up).take() {
-            (reason, expected) = (given_up, false);
+            (reason, expected) = (given_up.reason, false);
+            signal = given_up.killed.then_some(libc::SIGKILL.unsigned_abs());
         }
         if expected {
             info!(log, "machine ended"; "reason" => &reason);
         } else {
             warn!(log, "machine ended unasked"; "reason" => &reason);
         }
-        self.end.send_replace(Some(MachineEnd { expected, reason }));
+        self.end.send_replace(Some(MachineEnd { expected, signal, reason }));
         lock(&self.waiting).clear();
         lock(&self.listeners).clear();
     }
@@ -318,9 +388,10 @@ impl Shared {
                 }
             }
             MachineMessage::Event(Event::Connection { port }) => {
-                match (lock(&self.listeners).remove(&port), packet.take(0)) {
-                    (Some(listener), Ok(fd)) => drop(listener.send(fd)),
-                    _ => warn!(log, "connection nobody waits for"; "port" => port),
+                match lock(&self.listeners).remove(&port) {
+                    // Whoever waited may have given up.
+                    Some(Listener { end, waiting }) => drop(waiting.send(end)),
+                    None => warn!(log, "connection nobody waits for"; "port" => port),
                 }
             }
             MachineMessage::Event(Event::Ended { reason }) => return Some(reason),
@@ -343,12 +414,12 @@ async fn finish(
     }
 }
 
-async fn follow(child: Child, kill: Arc<tokio::sync::Notify>) -> String {
-    tokio::select! {
-        how = child.exited() => return how,
-        () = kill.notified() => child.kill(),
-    }
-    child.exited().await
+/// The two ends of a stream: ours, the machine's.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    // Only for speed, so that a failure does not matter.
+    let _ = setsockopt(&ours, sockopt::SndBuf, &SEND_BUFFER);
+    Ok((ours.into(), theirs.into()))
 }
 
 /// Makes a control socket wait in the event loop instead of in the kernel.
@@ -411,7 +482,6 @@ pub(crate) mod tests {
             if first.request == MachineRequest::Pause {
                 std::mem::swap(&mut first, &mut second);
             }
-            let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
             let refused = Err("no".to_owned());
             let reply = MachineMessage::Reply { id: second.id, result: refused };
             husk_control::send(&theirs, &reply, &[]).unwrap();
@@ -419,7 +489,7 @@ pub(crate) mod tests {
             husk_control::send(&theirs, &reply, &[]).unwrap();
             for port in [9, 5] {
                 let event = MachineMessage::Event(Event::Connection { port });
-                husk_control::send(&theirs, &event, &[stream.as_fd()]).unwrap();
+                husk_control::send(&theirs, &event, &[]).unwrap();
             }
             theirs
         });
@@ -428,6 +498,35 @@ pub(crate) mod tests {
         assert!(matches!(refused, Err(MachineError::Refused(text)) if text == "no"));
         stream.unwrap().await.unwrap();
         drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_machine_does_to_its_end_of_a_stream_holds_nobody_up() {
+        let (machine, theirs, _dead) = machine();
+        let peer = tokio::task::spawn_blocking(move || {
+            let mut packet = husk_control::receive::<Request>(&theirs).unwrap().unwrap();
+            let Request { id, request } = packet.message.clone();
+            let MachineRequest::Accept { port, stream } = request else { panic!("{request:?}") };
+            let end = packet.take(stream).unwrap();
+            fcntl(&end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            for message in [
+                MachineMessage::Reply { id, result: Ok(Reply::Done) },
+                MachineMessage::Event(Event::Connection { port }),
+            ] {
+                // A descriptor of the machine's own is not taken.
+                husk_control::send(&theirs, &message, &[end.as_fd()]).unwrap();
+            }
+            (theirs, end)
+        });
+        let stream = machine.listen_once(5).await.unwrap().await.unwrap();
+        let stream = std::os::unix::net::UnixStream::from(stream);
+        stream.set_nonblocking(true).unwrap();
+        let (_theirs, end) = peer.await.unwrap();
+        fcntl(&end, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        let error = std::io::Read::read(&mut &stream, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        std::io::Write::write_all(&mut std::fs::File::from(end), b"x").unwrap();
+        assert_eq!(std::io::Read::read(&mut &stream, &mut [0]).unwrap(), 1);
     }
 
     #[tokio::test]
@@ -483,7 +582,7 @@ pub(crate) mod tests {
         };
         let (answer, end) = tokio::join!(waiting, end);
         let panicked = "the guest kernel panicked".to_owned();
-        assert_eq!(end, MachineEnd { expected: false, reason: panicked.clone() });
+        assert_eq!(end, MachineEnd { expected: false, signal: None, reason: panicked.clone() });
         assert!(matches!(answer, Err(MachineError::Ended(reason)) if reason == panicked));
         let later = machine.request(MachineRequest::Pause, &[]).await;
         assert!(matches!(later, Err(MachineError::Ended(_))));

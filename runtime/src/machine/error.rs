@@ -27,6 +27,13 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
+    /// There was no socket pair for a stream.
+    #[error("cannot make a socket pair for a stream of the guest's")]
+    Pair {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The control socket failed, or something came over it that is no message.
     #[error("machine process")]
     Control(#[source] PacketError),

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_control::{FilesConfig, FilesMessage, FilesRequest};
+use husk_control::{FilesConfig, FilesMessage, FilesRequest, VolumeRules};
 use slog::{Logger, debug};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,7 @@ impl FileServer {
         program: Program<'_>,
         folder: BorrowedFd<'_>,
         channels: &[OwnedFd],
+        volumes: VolumeRules,
         limit: Duration,
         log: &Logger,
     ) -> Result<Self, MachineError> {
@@ -36,8 +37,12 @@ impl FileServer {
         let socket = watched(socket)?;
         let mut descriptors = vec![folder];
         descriptors.extend(channels.iter().map(std::os::fd::AsFd::as_fd));
-        let config =
-            FilesConfig { folder: 0, channels: (1..descriptors.len()).collect(), vhost_user: None };
+        let config = FilesConfig {
+            folder: 0,
+            channels: (1..descriptors.len()).collect(),
+            vhost_user: None,
+            volumes: Some(volumes),
+        };
         send(&socket, &FilesRequest::Serve(config), &descriptors).await?;
         let answer = tokio::time::timeout(limit, receive::<FilesMessage>(&socket)).await;
         match answer {
@@ -88,13 +93,7 @@ impl Drop for FileServer {
 }
 
 async fn follow(child: Child, kill: Arc<Notify>, told: watch::Sender<Option<String>>, log: Logger) {
-    let how = tokio::select! {
-        how = child.exited() => how,
-        () = kill.notified() => {
-            child.kill();
-            child.exited().await
-        }
-    };
+    let how = child.life(kill).await;
     debug!(log, "file server ended"; "how" => &how);
     told.send_replace(Some(how));
 }

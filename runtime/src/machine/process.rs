@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use husk_control::CONTROL_FD;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,7 +21,7 @@ use nix::unistd::{Pid, pipe2};
 use slog::{Logger, debug, info, warn};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::pidfd::watched_fd;
@@ -36,6 +37,13 @@ const LOGGED: usize = 64 * 1024;
 
 /// How long the error output of an ended process is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long a killed process is waited for. One that the kernel holds (a file system of the host's
+/// that does not answer) may never end.
+const KILLED_END: Duration = Duration::from_secs(10);
+
+/// Milliseconds for which the end of a process that is dropped may hold up its thread.
+const DROPPED_END: u16 = 500;
 
 /// What a process of `husk-vmm` is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +136,7 @@ impl Child {
                 return format!("the {} process cannot be watched", self.role.name());
             };
             let how = match waitid(
-                Id::PIDFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref())),
+                Id::PIDFd(self.pidfd.get_ref().as_fd()),
                 WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
             ) {
                 Ok(WaitStatus::StillAlive) => {
@@ -145,6 +153,23 @@ impl Child {
             let tail = self.last_words();
             let colon = if tail.is_empty() { "" } else { ": " };
             return format!("the {} process ended {how}{colon}{tail}", self.role.name());
+        }
+    }
+
+    /// Follows the process to its end, which `kill` brings about, and says how that came. A process
+    /// that the kernel does not let go of counts as ended: it runs no code of its own any more.
+    pub(super) async fn life(self, kill: Arc<Notify>) -> String {
+        tokio::select! {
+            how = self.exited() => return how,
+            () = kill.notified() => self.kill(),
+        }
+        match timeout(KILLED_END, self.exited()).await {
+            Ok(how) => how,
+            Err(_) => format!(
+                "the {} process {} was killed, but the host's kernel does not let go of it",
+                self.role.name(),
+                self.pid
+            ),
         }
     }
 
@@ -166,10 +191,26 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
-        // Killed processes go at once; WNOHANG would leave a zombie until the shim's own end.
-        let _ =
-            waitid(Id::PIDFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref())), WaitPidFlag::WEXITED);
+        if reap(self.pidfd.get_ref().as_fd(), DROPPED_END.into()) {
+            return;
+        }
+        // A thread of its own waits for it: the caller's has other processes to look after.
+        if let Ok(pidfd) = self.pidfd.get_ref().as_fd().try_clone_to_owned() {
+            let _ = std::thread::Builder::new()
+                .name("reaper".to_owned())
+                .spawn(move || waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED));
+        }
     }
+}
+
+/// Collects a killed process if it ends within `limit`, which those do that wait for no device or
+/// file system.
+fn reap(pidfd: BorrowedFd<'_>, limit: PollTimeout) -> bool {
+    let mut ended = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    // Interrupted: as if the time were up.
+    let _ = poll(&mut ended, limit);
+    let waited = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    !matches!(waited, Ok(WaitStatus::StillAlive))
 }
 
 /// A line of the log that `husk-vmm` writes to its error output.

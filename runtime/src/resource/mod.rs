@@ -3,22 +3,37 @@
 //!
 //! All mounts are made in the shim's private mount namespace, so the host's table never shows them
 //! and nothing can be left in it. Every mount and folder is owned by a value whose drop undoes it.
+//!
+//! What a guest can write to never decides what is mounted, or where: [`share`] has the tree that
+//! mounts are attached in, which no guest can change; [`detached`] makes them on descriptors;
+//! [`sources`] opens what they are of, once.
 
 mod cgroup;
+mod container_share;
+mod detached;
+mod error;
 mod folder;
+mod memory;
 mod mount_options;
+mod mount_table;
 pub mod network;
+mod overlay;
 mod rootfs;
 mod share;
 mod sizing;
+mod sources;
 mod volume;
 mod volumes;
 
 pub use cgroup::{CgroupError, HostCgroup, remove_cgroup};
+pub use container_share::ContainerShare;
+pub use error::ResourceError;
 pub use folder::Folder;
+pub use memory::Memory;
 pub use mount_options::{MountOptions, MountOptionsError};
 pub use rootfs::{Rootfs, RootfsMount};
-pub use share::{ContainerShare, ResourceError};
+pub use share::Share;
 pub use sizing::{Limits, Sizing, SizingRules};
+pub use sources::Sources;
 pub use volume::{Volume, VolumeKind};
 pub use volumes::{SharedVolume, VOLUMES, Volumes};

@@ -9,6 +9,8 @@ pub struct MountOptions {
     pub flags: MsFlags,
     /// Propagation, set by a call of its own.
     pub propagation: MsFlags,
+    /// Whether the mounts beneath are to be read-only too; the mount itself is.
+    pub recursive_read_only: bool,
     /// What is left: the file system's own options.
     pub data: Vec<String>,
 }
@@ -21,7 +23,7 @@ pub struct MountOptionsError(String);
 impl Default for MountOptions {
     fn default() -> Self {
         let none = MsFlags::empty();
-        Self { flags: none, propagation: none, data: Vec::new() }
+        Self { flags: none, propagation: none, recursive_read_only: false, data: Vec::new() }
     }
 }
 
@@ -29,8 +31,11 @@ impl MountOptions {
     /// Understands a list of options; later ones overrule earlier ones.
     pub fn parse<S: AsRef<str>>(options: &[S]) -> Result<Self, MountOptionsError> {
         let mut parsed = Self::default();
-        for option in options.iter().flat_map(|option| option.as_ref().split(',')) {
-            if let Some((set, flags)) = flag(option) {
+        for option in options.iter().flat_map(|option| parts(option.as_ref())) {
+            if let Some(recursive) = recursive_read_only(option) {
+                parsed.recursive_read_only = recursive;
+                parsed.flags.set(MsFlags::MS_RDONLY, recursive);
+            } else if let Some((set, flags)) = flag(option) {
                 parsed.flags.set(flags, set);
             } else if let Some(propagation) = propagation(option) {
                 parsed.propagation = propagation;
@@ -46,6 +51,22 @@ impl MountOptions {
     /// The file system's own options as the kernel takes them.
     pub fn data(&self) -> String {
         self.data.join(",")
+    }
+}
+
+/// The options in one text. A security context may have commas of its own.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let whole = text.contains("context=");
+    let most = if whole { 1 } else { usize::MAX };
+    text.splitn(most, ',')
+}
+
+/// Whether the option makes the mounts beneath read-only too, or no longer so.
+fn recursive_read_only(option: &str) -> Option<bool> {
+    match option {
+        "rro" => Some(true),
+        "rrw" => Some(false),
+        _ => None,
     }
 }
 
@@ -117,6 +138,21 @@ mod tests {
         assert_eq!(parsed.flags, flags);
         assert_eq!(parsed.propagation, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
         assert_eq!(parsed.data(), "");
+    }
+
+    #[test]
+    fn a_read_only_bind_with_what_is_beneath() {
+        let parsed = MountOptions::parse(&["rbind", "rro"]).unwrap();
+        assert!(parsed.recursive_read_only && parsed.flags.contains(MsFlags::MS_RDONLY));
+        let parsed = MountOptions::parse(&["rro,rrw"]).unwrap();
+        assert_eq!(parsed, MountOptions::default());
+    }
+
+    #[test]
+    fn a_security_context_stays_whole() {
+        let context = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+        let parsed = MountOptions::parse(&["ro", context]).unwrap();
+        assert_eq!(parsed.data, [context]);
     }
 
     #[test]

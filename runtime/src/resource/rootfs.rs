@@ -1,14 +1,13 @@
 //! A container's root file system: containerd's list of mounts, made one over the other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{SysconfVar, chdir, sysconf};
+use nix::mount::MsFlags;
 
-use super::{MountOptions, ResourceError};
-use crate::apart::apart;
+use super::detached::Detached;
+use super::share::Point;
+use super::{MountOptions, ResourceError, overlay};
 
 /// One mount of a root file system, as a snapshotter describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,124 +25,49 @@ pub struct RootfsMount {
 /// A mounted root file system; dropping unmounts it.
 #[derive(Debug)]
 pub struct Rootfs {
-    mounted: Vec<PathBuf>,
+    _point: Point,
 }
 
 impl Rootfs {
-    /// Makes the mounts on `target`; what was made is undone if one fails.
-    pub fn mount(mounts: &[RootfsMount], target: &Path) -> Result<Self, ResourceError> {
-        let mut rootfs = Self { mounted: Vec::new() };
+    /// Makes the mounts on `point`; what was made is undone if one fails.
+    pub(super) fn mount(mounts: &[RootfsMount], mut point: Point) -> Result<Self, ResourceError> {
         for one in mounts {
-            let target = match one.target.trim_start_matches('/') {
-                "" => target.to_path_buf(),
-                inner if inner.split('/').any(|part| part == "..") => {
-                    return Err(ResourceError::OutsideTarget(one.target.clone()));
-                }
-                inner => target.join(inner),
-            };
-            mount_one(one, &target)?;
-            rootfs.mounted.push(target);
+            let inner = inner(&one.target)?;
+            let options = MountOptions::parse(&one.options)?;
+            // The layers are where containerd has mounted them.
+            let host = point.share().sources().host().clone();
+            let mount = host.within(|| make(one, &options));
+            let attached = mount.and_then(|mount| match inner {
+                "" => point.attach(mount),
+                inner => point.attach_inside(inner, mount),
+            });
+            attached.map_err(|source| ResourceError::Mount {
+                what: format!("{} {}", one.kind, one.source),
+                target: point.path().join(inner),
+                source,
+            })?;
         }
-        Ok(rootfs)
+        Ok(Self { _point: point })
     }
 }
 
-impl Drop for Rootfs {
-    fn drop(&mut self) {
-        for target in self.mounted.iter().rev() {
-            // Lazily: the file server may hold files open for another moment.
-            let _ = umount2(target, MntFlags::MNT_DETACH);
-        }
+/// The folder inside the root file system that a mount's target names; empty for the root itself.
+fn inner(target: &str) -> Result<&str, ResourceError> {
+    let inner = target.trim_matches('/');
+    if inner.split('/').any(|part| part == "..") {
+        return Err(ResourceError::OutsideTarget(target.to_owned()));
     }
+    Ok(inner)
 }
 
-fn mount_one(one: &RootfsMount, target: &Path) -> Result<(), ResourceError> {
-    let options = MountOptions::parse(&one.options)?;
-    let fail = |source| ResourceError::Mount {
-        what: format!("{} {}", one.kind, one.source),
-        target: target.to_path_buf(),
-        source,
-    };
+fn make(one: &RootfsMount, options: &MountOptions) -> Result<Detached, Errno> {
     if options.flags.contains(MsFlags::MS_BIND) || one.kind == "bind" {
-        return bind(Path::new(&one.source), target, &options).map_err(fail);
+        return Detached::clone_at(Path::new(&one.source), options);
     }
-    let data = options.data();
-    // The kernel takes one page of options.
-    if one.kind == "overlay" && data.len() >= page_size() {
-        return mount_long_overlay(one, target, &options).map_err(fail);
+    if one.kind == "overlay" {
+        return overlay::mount(&one.source, options);
     }
-    mount(
-        Some(one.source.as_str()),
-        target,
-        Some(one.kind.as_str()),
-        options.flags,
-        Some(data.as_str()),
-    )
-    .map_err(fail)
-}
-
-/// Binds `source` to `target`, with the flags that a second call must set.
-pub(super) fn bind(source: &Path, target: &Path, options: &MountOptions) -> Result<(), Errno> {
-    let none = None::<&str>;
-    let recursive = options.flags & MsFlags::MS_REC;
-    mount(Some(source), target, none, MsFlags::MS_BIND | recursive, none)?;
-    let flags = options.flags.difference(MsFlags::MS_BIND | MsFlags::MS_REC);
-    if flags.is_empty() {
-        return Ok(());
-    }
-    let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-    mount(none, target, none, flags, none).inspect_err(|_| {
-        let _ = umount2(target, MntFlags::MNT_DETACH);
-    })
-}
-
-/// An overlay of many layers: the paths are shortened by mounting from their common folder, in a
-/// thread with a working folder of its own.
-fn mount_long_overlay(
-    one: &RootfsMount,
-    target: &Path,
-    options: &MountOptions,
-) -> Result<(), Errno> {
-    let (folder, data) = shorten(&options.data).ok_or(Errno::E2BIG)?;
-    apart(|| {
-        unshare(CloneFlags::CLONE_FS)?;
-        chdir(folder.as_str())?;
-        let source = Some(one.source.as_str());
-        mount(source, target, Some("overlay"), options.flags, Some(data.as_str()))
-    })
-}
-
-/// The common folder of all layers, and the options with paths relative to it.
-fn shorten(options: &[String]) -> Option<(String, String)> {
-    let layers = options.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
-    let layers: Vec<&str> = layers.split(':').collect();
-    let first = layers.first()?;
-    let common = layers.iter().fold(first.len(), |common, layer| {
-        let same = first.bytes().zip(layer.bytes()).take_while(|(a, b)| a == b).count();
-        common.min(same)
-    });
-    // Up to and with the last slash: "/snapshots/1" and "/snapshots/10" share only "/snapshots/".
-    let folder = &first[..=first.get(..common)?.rfind('/')?];
-    let short: Vec<&str> = layers.iter().map(|layer| &layer[folder.len()..]).collect();
-    if short.contains(&"") {
-        return None;
-    }
-    let data: Vec<String> = options
-        .iter()
-        .map(|option| match option.strip_prefix("lowerdir=") {
-            Some(_) => format!("lowerdir={}", short.join(":")),
-            None => option.clone(),
-        })
-        .collect();
-    Some((folder.to_owned(), data.join(",")))
-}
-
-fn page_size() -> usize {
-    sysconf(SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(4096)
+    Detached::new(&one.kind, &one.source, options)
 }
 
 #[cfg(test)]
@@ -151,32 +75,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_layers_are_shortened() {
-        let options =
-            ["upperdir=/s/12/fs".to_owned(), "lowerdir=/s/1/fs:/s/10/fs:/s/100/fs".to_owned()];
-        let (folder, data) = shorten(&options).unwrap();
-        assert_eq!(folder, "/s/");
-        assert_eq!(data, "upperdir=/s/12/fs,lowerdir=1/fs:10/fs:100/fs");
-        assert_eq!(shorten(&["lowerdir=/a/b:/a/".to_owned()]), None);
-        assert_eq!(shorten(&["upperdir=/a".to_owned()]), None);
-    }
-
-    #[test]
     fn a_target_outside_is_refused() {
-        let mounts = [RootfsMount { target: "/../../etc".to_owned(), ..RootfsMount::default() }];
-        let error = Rootfs::mount(&mounts, Path::new("/nowhere")).unwrap_err();
-        assert!(matches!(error, ResourceError::OutsideTarget(_)));
+        assert!(matches!(inner("/../../etc"), Err(ResourceError::OutsideTarget(_))));
+        assert_eq!(inner("/var/lib/").unwrap(), "var/lib");
+        assert_eq!(inner("/").unwrap(), "");
     }
 
     #[test]
     fn a_failing_mount_is_described() {
-        let mounts = [RootfsMount {
-            kind: "overlay".to_owned(),
-            source: "overlay".to_owned(),
-            options: vec!["lowerdir=/nowhere/a".to_owned()],
-            ..RootfsMount::default()
-        }];
-        let error = Rootfs::mount(&mounts, Path::new("/nowhere")).unwrap_err();
-        assert_eq!(error.to_string(), "cannot mount overlay overlay on /nowhere");
+        let error = ResourceError::Mount {
+            what: "overlay overlay".to_owned(),
+            target: "/nowhere".into(),
+            source: Errno::ENOENT,
+        };
+        let text = "cannot mount overlay overlay on /nowhere: no such file or directory";
+        assert_eq!(crate::chain(&error), text);
     }
 }

@@ -4,12 +4,15 @@
 //! one do they share more than the bytes of a file: a socket's other end, a lock, a mapped page.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
-use super::volume::BoundVolume;
-use super::{Folder, ResourceError, Volume};
+use nix::mount::MsFlags;
+
+use super::share::Point;
+use super::sources::{Identity, Opened};
+use super::{MountOptions, ResourceError, Share, Volume, VolumeKind, volume};
 use crate::lock::lock;
 
 /// The folder of the volumes in the shared folder; no container has such a name.
@@ -18,7 +21,8 @@ pub const VOLUMES: &str = ".volumes";
 /// All volumes of one sandbox.
 #[derive(Debug)]
 pub struct Volumes {
-    folder: Folder,
+    share: Arc<Share>,
+    _folder: Point,
     held: Mutex<Held>,
 }
 
@@ -28,36 +32,52 @@ struct Held {
     next: u64,
 }
 
-/// What makes two volumes the same: the path, what is there now, and the options.
-type Key = (PathBuf, u64, u64, Vec<String>);
+/// What makes two volumes the same: what was opened, and the options.
+type Key = (Identity, Vec<String>);
 
-/// A volume as long as a container has it. Dropping the last one unbinds it.
+/// A volume as long as a container has it. Dropping the last one unmounts it.
 #[derive(Debug)]
 pub struct SharedVolume {
     name: String,
-    _bound: BoundVolume,
+    read_only_by_host: bool,
+    _point: Point,
 }
 
 impl SharedVolume {
-    /// Its name in the folder of volumes. Names are never used again: the guest may remember one.
+    /// The name in the folder of volumes. Names are never used again: the guest may remember one.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the host alone keeps the volume from being written to, as some of what is mounted beneath
+    /// it may be: a read-only mount of the guest's would keep it from all.
+    pub fn read_only_by_host(&self) -> bool {
+        self.read_only_by_host
     }
 }
 
 impl Volumes {
-    /// In the shared folder `share`.
-    pub fn create(share: &Path) -> std::io::Result<Self> {
-        Ok(Self { folder: Folder::create(share.join(VOLUMES))?, held: Mutex::default() })
+    /// No volumes yet, in the shared folder `share`.
+    pub fn create(share: &Arc<Share>) -> Result<Self, ResourceError> {
+        let folder = Point::folder(share, PathBuf::from(VOLUMES))?;
+        Ok(Self { share: Arc::clone(share), _folder: folder, held: Mutex::default() })
     }
 
-    /// The volume, bound now or by another container before.
-    pub fn take(&self, volume: &Volume) -> Result<Arc<SharedVolume>, ResourceError> {
-        let source = &volume.source;
-        let look = |error| ResourceError::Source { path: source.clone(), source: error };
-        let real = source.canonicalize().map_err(look)?;
-        let metadata = real.metadata().map_err(look)?;
-        let key = (real, metadata.dev(), metadata.ino(), volume.options.clone());
+    /// Says what a source is, following links.
+    pub fn kind(&self, source: &Path) -> io::Result<VolumeKind> {
+        self.share.sources().kind(source)
+    }
+
+    /// The volume, mounted now or by another container before.
+    pub fn take(&self, wanted: &Volume) -> Result<Arc<SharedVolume>, ResourceError> {
+        let options = MountOptions::parse(&wanted.options)?;
+        let source = &wanted.source;
+        let opened = self.share.sources().open(source, &options);
+        // Not under the lock: a file system that does not answer holds up its own containers only.
+        let opened = opened
+            .map_err(|error| ResourceError::Source { path: source.clone(), source: error })?;
+        let Opened { mount, kind, identity, has_mounts } = opened;
+        let key = (identity, wanted.options.clone());
         let mut held = lock(&self.held);
         held.volumes.retain(|_, volume| volume.strong_count() != 0);
         if let Some(volume) = held.volumes.get(&key).and_then(Weak::upgrade) {
@@ -65,52 +85,210 @@ impl Volumes {
         }
         let name = held.next.to_string();
         held.next += 1;
-        let bound = BoundVolume::bind(volume, self.folder.path().join(&name))?;
-        let shared = Arc::new(SharedVolume { name, _bound: bound });
+        let place = Path::new(VOLUMES).join(&name);
+        let point = volume::attach(mount, kind, source, &self.share, place)?;
+        let read_only_by_host = may_be_mixed(&options, has_mounts);
+        let shared = Arc::new(SharedVolume { name, read_only_by_host, _point: point });
         held.volumes.insert(key, Arc::downgrade(&shared));
         Ok(shared)
     }
 }
 
+/// Whether a read-only volume has mounts beneath it that stay writable, or may get some.
+fn may_be_mixed(options: &MountOptions, has_mounts: bool) -> bool {
+    let gets_mounts = options.propagation.contains(MsFlags::MS_SLAVE);
+    options.flags.contains(MsFlags::MS_RDONLY | MsFlags::MS_REC)
+        && !options.recursive_read_only
+        && (has_mounts || gets_mounts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apart::HostMounts;
+    use crate::apart::tests::{leave_mounts, with_own_mounts};
+    use nix::mount::{MntFlags, mount, umount2};
+    use std::fs::File;
+
+    use crate::resource::Sources;
+
+    /// A share, and a source with a file in it.
+    struct Stage {
+        source: PathBuf,
+        volumes: Volumes,
+        share: Arc<Share>,
+        _place: tempfile::TempDir,
+    }
+
+    impl Stage {
+        fn new(host: HostMounts) -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let source = place.path().join("source");
+            std::fs::create_dir_all(source.join("beneath")).unwrap();
+            std::fs::write(source.join("file"), "text").unwrap();
+            let sources = Sources::new(host, place.path().join("etc"));
+            let share = Share::create(place.path().join("share"), sources).unwrap();
+            let volumes = Volumes::create(&share).unwrap();
+            Self { source, volumes, share, _place: place }
+        }
+
+        fn take(&self, options: &[&str]) -> Arc<SharedVolume> {
+            let options = options.iter().map(|&option| option.to_owned()).collect();
+            self.volumes.take(&Volume { source: self.source.clone(), options }).unwrap()
+        }
+
+        fn path(&self, volume: &SharedVolume) -> PathBuf {
+            self.share.path().join(VOLUMES).join(volume.name())
+        }
+    }
+
+    fn mount_tmpfs(path: &Path) {
+        mount(Some("x"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    }
+
+    /// The flags of a mount, as the kernel's table has them.
+    fn flags(path: &Path) -> String {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let point = format!(" {} ", path.display());
+        let line = table.lines().rev().find(|line| line.contains(&point)).unwrap();
+        line.split(' ').skip(5).take_while(|field| *field != "-").collect::<Vec<_>>().join(" ")
+    }
+
+    fn writable(folder: &Path) -> bool {
+        std::fs::write(folder.join("written"), "").is_ok()
+    }
 
     #[test]
     fn containers_with_the_same_source_have_the_same_volume() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: binding needs root");
-            return;
-        }
-        // Nothing that is bound here is to reach the machine.
-        let bound = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-            let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
-            nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-            let place = tempfile::tempdir().unwrap();
-            let source = place.path().join("source");
-            std::fs::create_dir(&source).unwrap();
-            std::fs::write(source.join("file"), "text").unwrap();
-            let volumes = Volumes::create(place.path()).unwrap();
-            let volume = |options: &[&str]| Volume {
-                source: source.clone(),
-                options: options.iter().map(|&option| option.to_owned()).collect(),
-            };
-            let first = volumes.take(&volume(&["rbind"])).unwrap();
-            let second = volumes.take(&volume(&["rbind"])).unwrap();
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let first = stage.take(&["rbind"]);
+            let second = stage.take(&["rbind"]);
             assert_eq!(first.name(), second.name());
-            let other = volumes.take(&volume(&["rbind", "ro"])).unwrap();
+            let other = stage.take(&["rbind", "ro"]);
             assert_ne!(first.name(), other.name());
-            let path = place.path().join(VOLUMES).join(first.name());
+            let path = stage.path(&first);
             drop(first);
             assert_eq!(std::fs::read_to_string(path.join("file")).unwrap(), "text");
             drop(second);
             assert!(!path.exists());
-            let again = volumes.take(&volume(&["rbind"])).unwrap();
+            let again = stage.take(&["rbind"]);
             assert!(!path.ends_with(again.name()));
-            drop((again, other, volumes));
-            assert!(!place.path().join(VOLUMES).exists());
+            drop((again, other));
+            assert_eq!(std::fs::read_dir(stage.share.path().join(VOLUMES)).unwrap().count(), 0);
         });
-        bound.join().unwrap();
+    }
+
+    #[test]
+    fn another_folder_or_mount_at_the_same_path_is_another_volume() {
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let first = stage.take(&["rbind"]);
+            mount_tmpfs(&stage.source.join("beneath"));
+            let second = stage.take(&["rbind"]);
+            assert_ne!(first.name(), second.name());
+            umount2(&stage.source.join("beneath"), MntFlags::empty()).unwrap();
+            std::fs::rename(&stage.source, stage.source.with_extension("old")).unwrap();
+            std::fs::create_dir(&stage.source).unwrap();
+            let third = stage.take(&["rbind"]);
+            assert!(third.name() != first.name() && third.name() != second.name());
+            assert!(!stage.path(&third).join("file").exists());
+        });
+    }
+
+    #[test]
+    fn read_only_holds_for_the_mount_or_for_all_beneath() {
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let whole = stage.take(&["rbind", "ro"]);
+            assert!(!whole.read_only_by_host());
+            mount_tmpfs(&stage.source.join("beneath"));
+            let top = stage.take(&["rbind", "ro"]);
+            assert!(top.read_only_by_host());
+            let path = stage.path(&top);
+            assert!(!writable(&path) && writable(&path.join("beneath")));
+            let all = stage.take(&["rbind", "rro"]);
+            assert!(!all.read_only_by_host());
+            let path = stage.path(&all);
+            assert!(!writable(&path) && !writable(&path.join("beneath")));
+            let alone = stage.take(&["bind", "ro"]);
+            assert!(!alone.read_only_by_host());
+            assert!(!writable(&stage.path(&alone).join("beneath")));
+            let open = stage.take(&["rbind"]);
+            assert!(writable(&stage.path(&open)));
+            for path in [stage.path(&open), stage.path(&open).join("beneath")] {
+                assert!(flags(&path).starts_with("rw,nosuid,nodev,noexec"), "{}", flags(&path));
+            }
+            assert!(flags(stage.share.path()).starts_with("ro,nosuid,nodev,noexec"));
+        });
+    }
+
+    #[test]
+    fn later_mounts_are_seen_only_if_asked_for() {
+        with_own_mounts(|| {
+            let (none, shared) = (None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC);
+            mount(none, "/", none, shared, none).unwrap();
+            let stage = Stage::new(HostMounts::default());
+            let private = stage.take(&["rbind"]);
+            let asked = stage.take(&["rbind", "rprivate"]);
+            let slave = stage.take(&["rbind", "rslave", "ro"]);
+            assert!(slave.read_only_by_host());
+            mount_tmpfs(&stage.source.join("beneath"));
+            File::create(stage.source.join("beneath/later")).unwrap();
+            assert!(stage.path(&slave).join("beneath/later").exists());
+            assert!(!stage.path(&private).join("beneath/later").exists());
+            assert!(!stage.path(&asked).join("beneath/later").exists());
+            // Nothing of the share's is the host's.
+            mount_tmpfs(&stage.path(&slave).join("beneath"));
+            assert!(stage.source.join("beneath/later").exists());
+        });
+    }
+
+    #[test]
+    fn what_the_host_mounts_later_is_a_source_though_its_root_is_private() {
+        with_own_mounts(|| {
+            let host = File::open("/proc/thread-self/ns/mnt").unwrap();
+            let place = tempfile::tempdir().unwrap();
+            let late = place.path().join("late");
+            std::fs::create_dir(&late).unwrap();
+            let (left, has_left) = std::sync::mpsc::channel();
+            let (mounted, is_mounted) = std::sync::mpsc::channel::<()>();
+            // The shim's namespace is a copy that gets nothing.
+            let shim = husk_skip::spawn({
+                let late = late.clone();
+                move || {
+                    assert!(leave_mounts());
+                    left.send(()).unwrap();
+                    is_mounted.recv().unwrap();
+                    let stage = Stage::new(HostMounts(Some(Arc::new(host))));
+                    assert!(!late.join("file").exists());
+                    let volume = Volume { source: late, options: Vec::new() };
+                    let volume = stage.volumes.take(&volume).unwrap();
+                    assert!(stage.path(&volume).join("file").exists());
+                }
+            });
+            has_left.recv().unwrap();
+            mount_tmpfs(&late);
+            File::create(late.join("file")).unwrap();
+            mounted.send(()).unwrap();
+            shim.join().unwrap();
+            umount2(&late, MntFlags::empty()).unwrap();
+        });
+    }
+
+    #[test]
+    fn only_folders_and_files_are_mounted() {
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let take = |source: PathBuf| {
+                stage.volumes.take(&Volume { source, options: Vec::new() }).map(drop)
+            };
+            take(stage.source.join("file")).unwrap();
+            let error = take("/dev/null".into()).unwrap_err();
+            assert!(matches!(error, ResourceError::Kind { .. }), "{error}");
+            let error = take(stage.source.join("none")).unwrap_err();
+            assert!(matches!(error, ResourceError::Source { .. }), "{error}");
+            assert_eq!(std::fs::read_dir(stage.share.path().join(VOLUMES)).unwrap().count(), 0);
+        });
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +12,7 @@ use husk_agent_protocols::AGENT_PORT;
 use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
 use husk_control::MachineRequest;
+use husk_control::VolumeRules;
 use oci_spec::runtime::Spec;
 use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
@@ -24,7 +24,7 @@ use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, tame};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
-use crate::resource::{Folder, HostCgroup, Limits, SizingRules, VOLUMES, Volumes};
+use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, Volumes};
 use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
@@ -62,6 +62,8 @@ pub struct SandboxRequest {
     pub limits: Limits,
     /// What all of its containers may use together, if it is a pod for which that is said.
     pub pod_limits: Limits,
+    /// Whether its first container has `CAP_LINUX_IMMUTABLE`, for files on volumes.
+    pub immutable_flags: bool,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -74,7 +76,7 @@ pub(super) struct Place {
     // In the order of dropping.
     volumes: Arc<Volumes>,
     etc: Option<WrittenEtc>,
-    share: Folder,
+    share: Arc<Share>,
     folder: Folder,
     namespace: PathBuf,
     root: PathBuf,
@@ -97,17 +99,15 @@ impl Place {
                 result => break make(&path, result)?,
             }
         };
-        let share = path.join("share");
-        let share = make(&share, Folder::create(share.clone()))?;
-        let volumes = Volumes::create(share.path())
-            .map_err(|source| SandboxError::Folder { path: share.path().to_owned(), source })?;
+        // What is mounted there is in the shim's mount namespace only.
+        let etc = path.join("etc");
+        let sources = Sources::new(request.mounts.clone(), etc.clone());
+        let share = Share::create(path.join("share"), sources)?;
+        let volumes = Arc::new(Volumes::create(&share)?);
         let root = request.root.clone();
-        let volumes = Arc::new(volumes);
         let mut place = Self { volumes, etc: None, share, folder, namespace, root, cgroup: None };
         if let Some(files) = &request.etc {
-            let path = place.path().join("etc");
-            let written = WrittenEtc::write(path.clone(), files);
-            place.etc = Some(written.map_err(|source| SandboxError::Folder { path, source })?);
+            place.etc = Some(WrittenEtc::write(etc, files)?);
         }
         let name = request.cgroup.as_deref().filter(|name| !name.is_empty());
         place.cgroup = name.map(HostCgroup::of).transpose()?;
@@ -135,8 +135,8 @@ impl Place {
     }
 
     /// Where containers lay out their files, and the volumes they share.
-    pub(super) fn parts(&self) -> (PathBuf, Arc<Volumes>) {
-        (self.share.path().to_owned(), Arc::clone(&self.volumes))
+    pub(super) fn parts(&self) -> (Arc<Share>, Arc<Volumes>) {
+        (Arc::clone(&self.share), Arc::clone(&self.volumes))
     }
 
     /// Adds to a container's spec what the sandbox lays out for its containers.
@@ -156,8 +156,9 @@ impl Drop for Place {
         Record::remove(self.path());
         let _ = std::fs::remove_file(self.path().join("console.log"));
         drop(self.etc.take());
+        // Whoever still holds a container holds no mount of it any more.
+        self.share.unmount();
         // Fields are dropped after this; removing twice does no harm.
-        let _ = std::fs::remove_dir(self.share.path().join(VOLUMES));
         let _ = std::fs::remove_dir(self.share.path());
         let _ = std::fs::remove_dir(self.path());
         let _ = std::fs::remove_dir(&self.namespace);
@@ -192,10 +193,24 @@ impl Sandbox {
         let sandbox = async {
             let laid = network.at_boot().await.map_err(SandboxError::Network)?;
             let laid = parts.connect(laid);
-            let share = open_folder(place.share.path())?;
+            let share = place.share.open().map_err(|errno| SandboxError::Folder {
+                path: place.share.path().to_owned(),
+                source: errno.into(),
+            })?;
             let limit = Duration::from_secs(configuration.machine.start_timeout.into());
             let serving = async {
-                let files = FileServer::start(program, share.as_fd(), &channels, limit, log).await;
+                let files = FileServer::start(
+                    program,
+                    share.as_fd(),
+                    &channels,
+                    VolumeRules {
+                        folder: VOLUMES.to_owned(),
+                        immutable_flags: request.immutable_flags,
+                    },
+                    limit,
+                    log,
+                )
+                .await;
                 let files = Arc::new(files.map_err(SandboxError::Machine)?);
                 Ok(Arc::clone(served.get_or_init(|| files)))
             };
@@ -332,14 +347,6 @@ fn entropy() -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; ENTROPY];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
-}
-
-fn open_folder(path: &Path) -> Result<File, SandboxError> {
-    std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(path)
-        .map_err(|source| SandboxError::Folder { path: path.to_path_buf(), source })
 }
 
 impl From<MachineError> for SandboxError {

@@ -7,8 +7,8 @@ use husk_configuration::ConfigurationError;
 
 use crate::agent_client::AgentError;
 use crate::machine::MachineError;
-use crate::resource::CgroupError;
 use crate::resource::network::NetworkError;
+use crate::resource::{CgroupError, ResourceError};
 use crate::state::RecordError;
 
 /// Why a sandbox could not be had.
@@ -29,6 +29,9 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// The shared folder, or files of the sandbox's own in it.
+    #[error("cannot lay out the shared folder")]
+    Share(#[from] ResourceError),
     /// The bundle that brings the sandbox about.
     #[error("the bundle's {path}")]
     Bundle {

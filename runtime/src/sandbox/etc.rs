@@ -3,38 +3,51 @@
 //! An engine that starts a pod with a pause container makes these files itself and mounts them into
 //! each container. One that asks the shim for a sandbox leaves both to the shim.
 
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::{Mode, OFlags};
 
+use crate::resource::{Memory, ResourceError};
 use crate::spec::Membership;
 
 /// The files by their names in `/etc`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EtcFiles(pub Vec<(&'static str, String)>);
 
-/// The files, written down on the host; dropping removes them.
+/// Bytes of the files together, those included that the guest adds to them.
+const BYTES: u64 = 1 << 20;
+
+/// The folder and the files, with some of the room that extended attributes take.
+const FILES: u64 = 64;
+
+/// The files, written on a file system of their own: the guest may write to them. Dropping removes them.
 #[derive(Debug)]
 pub(super) struct WrittenEtc {
-    folder: PathBuf,
+    files: Memory,
     names: Vec<&'static str>,
 }
 
 impl WrittenEtc {
-    /// Writes the files into a new folder.
-    pub(super) fn write(folder: PathBuf, files: &EtcFiles) -> io::Result<Self> {
-        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let mut written = Self { folder, names: Vec::new() };
+    /// Writes the files into a new folder, in the calling thread's mount namespace.
+    pub(super) fn write(folder: PathBuf, files: &EtcFiles) -> Result<Self, ResourceError> {
+        let mut written = Self { files: Memory::create(folder, BYTES, FILES)?, names: Vec::new() };
         for (name, text) in &files.0 {
-            let path = written.folder.join(name);
             written.names.push(name);
-            let mut open = std::fs::OpenOptions::new();
-            let mut file = open.write(true).create_new(true).mode(0o644).open(path)?;
-            io::Write::write_all(&mut file, text.as_bytes())?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let mode = Mode::from_raw_mode(0o644);
+            rustix::fs::openat(written.files.root(), *name, flags, mode)
+                .map_err(io::Error::from)
+                .and_then(|file| File::from(file).write_all(text.as_bytes()))
+                .map_err(|source| ResourceError::Place { path: written.path_of(name), source })?;
         }
         Ok(written)
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
     }
 
     /// Mounts into the pod's container `id` what its spec mounts nothing on.
@@ -49,7 +62,7 @@ impl WrittenEtc {
         for name in &self.names {
             let target = Path::new("/etc").join(name);
             if !mounts.iter().any(|mount| *mount.destination() == target) {
-                mounts.push(bind(&target, &self.folder.join(name), &["rbind", "rprivate", access]));
+                mounts.push(bind(&target, &self.path_of(name), &["rbind", "rprivate", access]));
             }
         }
         if shares_memory(spec) {
@@ -63,15 +76,6 @@ impl WrittenEtc {
             }
         }
         spec.set_mounts(Some(mounts));
-    }
-}
-
-impl Drop for WrittenEtc {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = std::fs::remove_file(self.folder.join(name));
-        }
-        let _ = std::fs::remove_dir(&self.folder);
     }
 }
 
@@ -100,6 +104,7 @@ fn bind(target: &Path, source: &Path, options: &[&str]) -> Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apart::tests::with_own_mounts;
     use serde_json::{Value, json};
 
     fn completed(written: &WrittenEtc, namespaces: &Value) -> Vec<(String, String)> {
@@ -126,31 +131,47 @@ mod tests {
 
     #[test]
     fn what_the_engine_left_out_is_mounted_and_nothing_else() {
-        let place = tempfile::tempdir().unwrap();
-        let folder = place.path().join("etc");
-        let files = EtcFiles(vec![("hosts", "h".to_owned()), ("hostname", "pod\n".to_owned())]);
-        let written = WrittenEtc::write(folder.clone(), &files).unwrap();
-        let hostname = folder.join("hostname");
-        assert_eq!(std::fs::read_to_string(&hostname).unwrap(), "pod\n");
-        let pair = |target: &str, source: &str| (target.to_owned(), source.to_owned());
-        let name = pair("/etc/hostname", hostname.to_str().unwrap());
-        let hosts = pair("/etc/hosts", "/kubelet/hosts");
-        let shared = completed(&written, &json!([{"type": "ipc", "path": "/proc/5/ns/ipc"}]));
-        assert_eq!(shared, [hosts.clone(), name.clone(), pair("/dev/shm", "/dev/shm")]);
-        let own = completed(&written, &json!([{"type": "ipc"}]));
-        assert_eq!(own, [hosts, pair("/dev/shm", "shm"), name]);
-        drop(written);
-        assert!(!folder.exists());
+        with_own_mounts(|| {
+            let place = tempfile::tempdir().unwrap();
+            let folder = place.path().join("etc");
+            let files = EtcFiles(vec![("hosts", "h".to_owned()), ("hostname", "pod\n".to_owned())]);
+            let written = WrittenEtc::write(folder.clone(), &files).unwrap();
+            let hostname = folder.join("hostname");
+            assert_eq!(std::fs::read_to_string(&hostname).unwrap(), "pod\n");
+            let pair = |target: &str, source: &str| (target.to_owned(), source.to_owned());
+            let name = pair("/etc/hostname", hostname.to_str().unwrap());
+            let hosts = pair("/etc/hosts", "/kubelet/hosts");
+            let shared = completed(&written, &json!([{"type": "ipc", "path": "/proc/5/ns/ipc"}]));
+            assert_eq!(shared, [hosts.clone(), name.clone(), pair("/dev/shm", "/dev/shm")]);
+            let own = completed(&written, &json!([{"type": "ipc"}]));
+            assert_eq!(own, [hosts, pair("/dev/shm", "shm"), name]);
+            drop(written);
+            assert!(!folder.exists());
+        });
+    }
+
+    #[test]
+    fn a_guest_fills_its_own_room_only() {
+        with_own_mounts(|| {
+            let place = tempfile::tempdir().unwrap();
+            let files = EtcFiles(vec![("hosts", "h".to_owned())]);
+            let written = WrittenEtc::write(place.path().join("etc"), &files).unwrap();
+            let filled = std::fs::write(place.path().join("etc/hosts"), vec![0; 2 << 20]);
+            assert_eq!(filled.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+            drop(written);
+        });
     }
 
     #[test]
     fn a_container_that_is_in_no_pod_stays_as_it_is() {
-        let place = tempfile::tempdir().unwrap();
-        let files = EtcFiles(vec![("hosts", String::new())]);
-        let written = WrittenEtc::write(place.path().join("etc"), &files).unwrap();
-        let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.1.0"})).unwrap();
-        let before = spec.clone();
-        written.complete("c", &mut spec);
-        assert_eq!(spec, before);
+        with_own_mounts(|| {
+            let place = tempfile::tempdir().unwrap();
+            let files = EtcFiles(vec![("hosts", String::new())]);
+            let written = WrittenEtc::write(place.path().join("etc"), &files).unwrap();
+            let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.1.0"})).unwrap();
+            let before = spec.clone();
+            written.complete("c", &mut spec);
+            assert_eq!(spec, before);
+        });
     }
 }

@@ -161,7 +161,7 @@ impl Sandbox {
             Some((share, volumes)) => {
                 let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
                 let limits = resources.map(Limits::of_container).unwrap_or_default();
-                let created = Container::create(request, &share, &volumes, self.follower.clone());
+                let created = Container::create(request, share, volumes, self.follower.clone());
                 let created = self.follower.size.with_container(&id, limits, created).await;
                 created.map_err(|error| self.follower.explain(error))
             }
@@ -246,7 +246,9 @@ impl Sandbox {
         let left: Vec<_> = lock(&self.containers).drain().collect();
         for (id, slot) in left {
             if let Slot::Created(container) = slot {
-                // The machine has ended, so this only clears up on the host.
+                // The machine has ended, which every process tells as its exit.
+                let _ = tokio::time::timeout(ORDERLY, container.init().exited()).await;
+                // So this only clears up on the host.
                 if let Err(error) = container.delete().await {
                     warn!(self.log, "container not cleared up"; "container" => id,
                         "error" => %error);

@@ -1,24 +1,25 @@
 //! A sandbox over a machine and an agent that are played by the test.
 
+mod hostile;
+
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
-    ListProcessesResponse, ProcessRequest, SetProcessorsRequest, SetProcessorsResponse,
-    SignalProcessRequest, StartShellRequest, StartShellResponse, Streams, UpdateContainerRequest,
-    WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty, ExecProcessRequest,
+    ExecProcessResponse, ListProcessesResponse, ProcessRequest, ResizeTerminalRequest,
+    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartShellRequest,
+    StartShellResponse, Streams, UpdateContainerRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::{Agent, create_agent};
 use husk_configuration::Configuration;
 use husk_control::{EndReason, Event, MachineMessage, MachineRequest, MemorySize, Reply, Request};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use serde_json::json;
 use slog::Logger;
@@ -30,14 +31,15 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::agent_client::AgentClient;
+use crate::apart::tests::with_own_mounts;
 use crate::container::{
-    Container, ContainerError, CreateRequest, Exit, Follower, Happening, HostMounts, Observer,
-    SizePlan, Status,
+    Container, ContainerError, CreateRequest, ExecRequest, Exit, Follower, Happening, HostMounts,
+    Observer, SizePlan, Status,
 };
 use crate::io::StdioPaths;
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{Limits, SizingRules, Volumes};
+use crate::resource::{Limits, Share, SizingRules, Sources, Volumes};
 
 /// Answers every request, and tells what the test wants told.
 pub(crate) struct FakeMachine {
@@ -49,6 +51,10 @@ pub(crate) struct FakeMachine {
     size: Mutex<MemorySize>,
     /// The guest does not take up more than that.
     takes_mib: u64,
+    /// Ends of the streams that the guest may connect to.
+    streams: Mutex<HashMap<u32, OwnedFd>>,
+    /// Answers no request any more.
+    silent: AtomicBool,
 }
 
 impl FakeMachine {
@@ -70,18 +76,25 @@ impl FakeMachine {
 
     /// As if the guest connected to `port`; the guest's end.
     fn connect(&self, port: u32) -> UnixStream {
-        let (host, guest) = StdStream::pair().unwrap();
-        let event = MachineMessage::Event(Event::Connection { port });
-        husk_control::send(&self.control, &event, &[host.as_fd()]).unwrap();
+        // One that nobody listens for leads nowhere.
+        let given = lock(&self.streams).remove(&port);
+        let guest = given.map_or_else(|| StdStream::pair().unwrap().0, StdStream::from);
+        self.tell(&MachineMessage::Event(Event::Connection { port }));
         guest.set_nonblocking(true).unwrap();
         UnixStream::from_std(guest).unwrap()
     }
 
     fn serve(self: Arc<Self>) {
-        while let Ok(Some(packet)) = husk_control::receive::<Request>(&self.control) {
-            let Request { id, request } = packet.message;
+        while let Ok(Some(mut packet)) = husk_control::receive::<Request>(&self.control) {
+            let Request { id, request } = packet.message.clone();
+            if self.silent.load(Ordering::Relaxed) {
+                continue;
+            }
             match request {
                 MachineRequest::Boot(_) => panic!("booted"),
+                MachineRequest::Accept { port, stream } => {
+                    lock(&self.streams).insert(port, packet.take(stream).unwrap());
+                }
                 MachineRequest::Pause => lock(&self.paused).push(true),
                 MachineRequest::Resume => lock(&self.paused).push(false),
                 MachineRequest::EnsureVcpus { count } => self.note(format!("vcpus {count}")),
@@ -107,6 +120,38 @@ impl FakeMachine {
     }
 }
 
+/// How the agent answers one kind of call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    Well,
+    Never,
+    Refused,
+}
+
+impl Answer {
+    async fn given(self) -> ttrpc::Result<()> {
+        match self {
+            Self::Well => Ok(()),
+            Self::Never => std::future::pending().await,
+            Self::Refused => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                ttrpc::Code::FAILED_PRECONDITION,
+                "the guest will not",
+            ))),
+        }
+    }
+}
+
+/// What a guest does that is hostile.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mood {
+    kill: Answer,
+    delete: Answer,
+    /// Signals end no process.
+    immortal: bool,
+    exited_at_nanoseconds: i64,
+}
+
 /// One container at a time; its init writes when it is started and exits when it is signalled.
 struct FakeAgent {
     machine: Arc<FakeMachine>,
@@ -115,6 +160,25 @@ struct FakeAgent {
     written: Mutex<u64>,
     status: watch::Sender<Option<u32>>,
     deleted: Arc<tokio::sync::Notify>,
+    execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
+}
+
+impl FakeAgent {
+    fn mood(&self) -> Mood {
+        *lock(&self.mood)
+    }
+}
+
+/// Execs that run, before the agent has answered that they do.
+#[derive(Default)]
+struct HeldExecs {
+    /// Notified when the process runs.
+    running: tokio::sync::Notify,
+    /// To be notified for the answer.
+    answer: tokio::sync::Notify,
+    /// The guest's end of the process's standard input.
+    input: Mutex<Option<UnixStream>>,
 }
 
 #[async_trait]
@@ -134,11 +198,41 @@ impl Agent for FakeAgent {
         Ok(Empty::new())
     }
 
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<ExecProcessResponse> {
+        let input = self.machine.connect(request.streams.stdin_port);
+        *lock(&self.execs.input) = Some(input);
+        self.execs.running.notify_one();
+        self.execs.answer.notified().await;
+        Ok(ExecProcessResponse { pid: 6, ..Default::default() })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        let (rows, columns) = (request.rows, request.columns);
+        self.machine.note(format!("terminal {rows} {columns} {}", request.exec_id));
+        Ok(Empty::new())
+    }
+
     async fn signal_process(
         &self,
         _: &TtrpcContext,
         request: SignalProcessRequest,
     ) -> ttrpc::Result<Empty> {
+        if !request.exec_id.is_empty() {
+            self.machine.note(format!("signal {} {}", request.signal, request.exec_id));
+            return Ok(Empty::new());
+        }
+        self.mood().kill.given().await?;
+        if self.mood().immortal {
+            return Ok(Empty::new());
+        }
         // More than the FIFO and the socket hold: most is still on its way when the exit is told.
         let data = vec![b'x'; 1 << 20];
         let stream = lock(&self.output).drain().next().unwrap().1;
@@ -162,6 +256,7 @@ impl Agent for FakeAgent {
             exit_status: status,
             stdout_bytes: *lock(&self.written),
             oom_kills: 1,
+            exited_at_nanoseconds: self.mood().exited_at_nanoseconds,
             ..Default::default()
         })
     }
@@ -245,6 +340,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: ContainerRequest,
     ) -> ttrpc::Result<Empty> {
+        self.mood().delete.given().await?;
         Ok(Empty::new())
     }
 }
@@ -254,20 +350,27 @@ pub(crate) struct Heard(Mutex<Vec<(String, Happening)>>);
 
 impl Observer for Heard {
     fn happened(&self, container_id: &str, exec_id: &str, pid: u32, happening: Happening) {
-        assert_eq!((exec_id, pid), ("", 77));
+        assert_eq!(pid, 77);
+        if !exec_id.is_empty() {
+            return;
+        }
         lock(&self.0).push((container_id.to_owned(), happening));
     }
 }
 
 pub(crate) struct Stage {
-    pub(crate) folder: tempfile::TempDir,
     machine: Arc<FakeMachine>,
     heard: Arc<Heard>,
     pub(crate) follower: Follower,
-    volumes: Volumes,
+    share: Arc<Share>,
+    volumes: Arc<Volumes>,
     /// Told when a process has been forgotten.
     pub(crate) deleted: Arc<tokio::sync::Notify>,
+    execs: Arc<HeldExecs>,
+    mood: Arc<Mutex<Mood>>,
     server: Server,
+    // Last: the share is mounted in it.
+    pub(crate) folder: tempfile::TempDir,
 }
 
 /// A machine of the default size that can grow to four processors and 4 GiB.
@@ -289,6 +392,8 @@ pub(crate) async fn stage() -> Stage {
         notes: Mutex::default(),
         size: Mutex::default(),
         takes_mib: 3000,
+        streams: Mutex::default(),
+        silent: AtomicBool::new(false),
     });
     std::thread::spawn({
         let fake = Arc::clone(&fake);
@@ -305,13 +410,17 @@ pub(crate) async fn stage() -> Stage {
     )
     .unwrap();
     let deleted = Arc::<tokio::sync::Notify>::default();
+    let execs = Arc::<HeldExecs>::default();
+    let mood = Arc::<Mutex<Mood>>::default();
     let agent = FakeAgent {
+        mood: Arc::clone(&mood),
         machine: Arc::clone(&fake),
         streams: Mutex::default(),
         output: Mutex::default(),
         written: Mutex::default(),
         status: watch::Sender::new(None),
         deleted: Arc::clone(&deleted),
+        execs: Arc::clone(&execs),
     };
     let (host, guest) = UnixStream::pair().unwrap();
     let once = futures::stream::once(async move { Ok(guest) });
@@ -331,10 +440,11 @@ pub(crate) async fn stage() -> Stage {
         log,
     );
     std::fs::create_dir_all(folder.path().join("bundle/rootfs/etc")).unwrap();
-    std::fs::create_dir(folder.path().join("share")).unwrap();
+    std::fs::write(folder.path().join("volume"), "text").unwrap();
     nix::unistd::mkfifo(&folder.path().join("out"), Mode::S_IRWXU).unwrap();
-    let volumes = Volumes::create(&folder.path().join("share")).unwrap();
-    Stage { folder, machine: fake, heard, follower, volumes, deleted, server }
+    let share = Share::create(folder.path().join("share"), Sources::default()).unwrap();
+    let volumes = Arc::new(Volumes::create(&share).unwrap());
+    Stage { machine: fake, heard, follower, share, volumes, deleted, execs, mood, server, folder }
 }
 
 impl Stage {
@@ -347,16 +457,25 @@ impl Stage {
         assert_eq!((count(&self.share()), count(&self.share().join(".volumes"))), (1, 0));
     }
 
+    /// A file of the host's that containers have.
+    fn volume(&self) -> std::path::PathBuf {
+        self.folder.path().join("volume")
+    }
+
     async fn create(&self) -> Container {
+        self.create_as("c").await
+    }
+
+    async fn create_as(&self, id: &str) -> Container {
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs"},
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"},
-            "mounts": [{"destination": "/b", "type": "bind", "source": "/etc/hostname",
+            "mounts": [{"destination": "/b", "type": "bind", "source": self.volume(),
                         "options": ["rbind", "ro"]}],
         });
         let request = CreateRequest {
-            id: "c".to_owned(),
+            id: id.to_owned(),
             bundle: self.folder.path().join("bundle"),
             spec: serde_json::from_value(spec).unwrap(),
             rootfs: Vec::new(),
@@ -365,24 +484,17 @@ impl Stage {
                 ..StdioPaths::default()
             },
         };
-        let share = self.share();
-        Container::create(request, &share, &self.volumes, self.follower.clone()).await.unwrap()
+        let (share, volumes) = (Arc::clone(&self.share), Arc::clone(&self.volumes));
+        Container::create(request, share, volumes, self.follower.clone()).await.unwrap()
     }
 }
 
 /// In a thread with a mount namespace of its own; not at all where that is forbidden.
-fn apart<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
-    let thread = husk_skip::spawn(move || {
-        let none = None::<&str>;
-        let own = unshare(CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none));
-        if own.is_err() {
-            return husk_skip::skipped("no mount namespace can be made");
-        }
+pub(crate) fn apart<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
+    with_own_mounts(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     });
-    thread.join().unwrap();
 }
 
 #[test]
@@ -412,7 +524,40 @@ fn the_exit_comes_after_the_start_and_the_last_byte_and_leaves_nothing() {
         assert_eq!(*lock(&stage.heard.0), expected.map(|happening| ("c".to_owned(), happening)));
         container.delete().await.unwrap();
         stage.assert_nothing_shared();
-        assert!(Path::new("/etc/hostname").exists());
+        assert!(stage.volume().exists());
+    });
+}
+
+#[test]
+fn clients_can_be_faster_than_the_answer_to_the_start_of_an_exec() {
+    apart(|| async {
+        let stage = stage().await;
+        let container = Arc::new(stage.create().await);
+        container.start().await.unwrap();
+        let fifo = stage.folder.path().join("in");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let stdin = fifo.to_string_lossy().into_owned();
+        let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"});
+        let stdio = StdioPaths { stdin, terminal: true, ..StdioPaths::default() };
+        let spec = serde_json::from_value(process).unwrap();
+        container.add_exec(ExecRequest { exec_id: "e".to_owned(), spec, stdio }).unwrap();
+        let own = Arc::clone(&container);
+        let starting = tokio::spawn(async move { own.start_exec("e").await });
+        stage.execs.running.notified().await;
+        container.close_input("e").unwrap();
+        container.resize("e", 24, 80).await.unwrap();
+        let own = Arc::clone(&container);
+        let signalling = tokio::spawn(async move { own.signal("e", 15, false).await });
+        tokio::task::yield_now().await;
+        stage.execs.answer.notify_one();
+        starting.await.unwrap().unwrap();
+        signalling.await.unwrap().unwrap();
+        let mut input = lock(&stage.execs.input).take().unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(10), input.read(&mut [0])).await;
+        assert_eq!(end.expect("the input has not ended").unwrap(), 0);
+        let notes = lock(&stage.machine.notes).clone();
+        assert!(notes.contains(&"terminal 24 80 e".to_owned()), "{notes:?}");
+        assert!(notes.contains(&"signal 15 e".to_owned()), "{notes:?}");
     });
 }
 

@@ -279,7 +279,7 @@ impl Ends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::tests::{Stage, stage};
+    use crate::sandbox::tests::{Stage, apart, stage};
     use nix::sys::socket::connect;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -315,41 +315,39 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_shell_is_started_followed_and_forgotten() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: the door is for root");
-            return;
-        }
-        let stage = stage().await;
-        let log = Logger::root(slog::Discard, slog::o!());
-        let door = ShellDoor::open(stage.folder.path(), stage.follower.clone(), &log).unwrap();
+    #[test]
+    fn a_shell_is_started_followed_and_forgotten() {
+        apart(|| async {
+            let stage = stage().await;
+            let log = Logger::root(slog::Discard, slog::o!());
+            let door = ShellDoor::open(stage.folder.path(), stage.follower.clone(), &log).unwrap();
 
-        let visitor = Visitor::at(&stage);
-        let mut packet = visitor.start(&stage, "program").await;
-        assert_eq!(packet.message, Answer::Started);
-        let [mut input, mut output] =
-            [0, 1].map(|number| UnixStream::from(packet.take(number).unwrap()));
-        packet.take(2).unwrap_err();
-        input.write_all(b"through").unwrap();
-        input.shutdown(std::net::Shutdown::Write).unwrap();
-        let exited = Answer::Exited { status: 3, output: 0, error: 0 };
-        assert_eq!(visitor.hears().await.message, exited);
-        let mut text = [0; 7];
-        output.set_nonblocking(false).unwrap();
-        output.read_exact(&mut text).unwrap();
-        assert_eq!(&text, b"through");
-        drop(visitor);
-        tokio::time::timeout(PROMPT, stage.deleted.notified()).await.unwrap();
+            let visitor = Visitor::at(&stage);
+            let mut packet = visitor.start(&stage, "program").await;
+            assert_eq!(packet.message, Answer::Started);
+            let [mut input, mut output] =
+                [0, 1].map(|number| UnixStream::from(packet.take(number).unwrap()));
+            packet.take(2).unwrap_err();
+            input.write_all(b"through").unwrap();
+            input.shutdown(std::net::Shutdown::Write).unwrap();
+            let exited = Answer::Exited { status: 3, output: 0, error: 0 };
+            assert_eq!(visitor.hears().await.message, exited);
+            let mut text = [0; 7];
+            output.set_nonblocking(false).unwrap();
+            output.read_exact(&mut text).unwrap();
+            assert_eq!(&text, b"through");
+            drop(visitor);
+            tokio::time::timeout(PROMPT, stage.deleted.notified()).await.unwrap();
 
-        let refused = Visitor::at(&stage).start(&stage, "because").await.message;
-        assert_eq!(refused, Answer::Failed { reason: "because".to_owned() });
-        // Something else than a start, and a start without a program.
-        let visitor = Visitor::at(&stage);
-        send(&visitor.0, &Question::Resize { rows: 1, columns: 1 }, &[]).await.unwrap();
-        assert!(matches!(visitor.hears().await.message, Answer::Failed { .. }));
+            let refused = Visitor::at(&stage).start(&stage, "because").await.message;
+            assert_eq!(refused, Answer::Failed { reason: "because".to_owned() });
+            // Something else than a start, and a start without a program.
+            let visitor = Visitor::at(&stage);
+            send(&visitor.0, &Question::Resize { rows: 1, columns: 1 }, &[]).await.unwrap();
+            assert!(matches!(visitor.hears().await.message, Answer::Failed { .. }));
 
-        drop(door);
-        assert!(!stage.folder.path().join(SOCKET).exists());
+            drop(door);
+            assert!(!stage.folder.path().join(SOCKET).exists());
+        });
     }
 }

@@ -19,6 +19,10 @@ const GUEST_KINDS: [&str; 8] =
 const GUEST_DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
+/// Options of a bind that are carried out on the host.
+const HOST_OPTIONS: [&str; 10] =
+    ["ro", "rw", "rro", "rrw", "bind", "rbind", "private", "rprivate", "slave", "rslave"];
+
 /// What /dev/shm gets when it was to be shared with the host.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
 
@@ -74,7 +78,7 @@ fn is_bind(mount: &Mount) -> bool {
 
 /// The volume behind a bind; none if it is a device of the guest's.
 fn bind(
-    mount: &Mount,
+    mount: &mut Mount,
     field: &str,
     look: impl Fn(&Path) -> io::Result<VolumeKind>,
 ) -> Result<Option<Volume>, SpecError> {
@@ -106,8 +110,20 @@ fn bind(
             return Err(refused(field, reason));
         }
     }
-    // On the host only what protects the host: the rest is the guest's business.
-    let host = |option: &&String| matches!(option.as_str(), "ro" | "rw" | "bind" | "rbind");
-    let options = options.iter().filter(host).cloned().collect();
-    Ok(Some(Volume { source: path, options }))
+    // On the host only what protects the host, and which mounts there are: the rest is the guest's
+    // business.
+    let volume = options.iter().filter(|option| HOST_OPTIONS.contains(&option.as_str())).cloned();
+    let volume = Volume { source: path, options: volume.collect() };
+    mount.set_options(Some(options.into_iter().filter_map(for_guest).collect()));
+    Ok(Some(volume))
+}
+
+/// The option as the guest's mount has it. Mounts beneath are the guest's own, made when a path first
+/// leads into them, and with the flags of the one above.
+fn for_guest(option: String) -> Option<String> {
+    match option.as_str() {
+        "rro" => Some("ro".to_owned()),
+        "rrw" => None,
+        _ => Some(option),
+    }
 }

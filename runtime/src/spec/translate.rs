@@ -27,18 +27,14 @@ pub struct GuestSpec {
     pub root: PathBuf,
 }
 
-/// Translates the spec of container `id`, whose bundle is the folder `bundle`.
-pub fn translate(spec: Spec, id: &str, bundle: &Path) -> Result<GuestSpec, SpecError> {
-    translate_with(spec, id, bundle, VolumeKind::of)
-}
-
 fn membership(spec: &Spec, id: &str) -> Membership {
     let annotations = spec.annotations().clone().unwrap_or_default();
     Membership::of(id, &annotations.into_iter().collect())
 }
 
-/// `look` says what a path on the host is.
-pub(super) fn translate_with(
+/// Translates the spec of container `id`, whose bundle is the folder `bundle`. `look` says what a path
+/// on the host is.
+pub fn translate(
     mut spec: Spec,
     id: &str,
     bundle: &Path,
@@ -84,13 +80,20 @@ pub(super) fn translate_with(
 }
 
 impl GuestSpec {
-    /// Has the volumes that were bound under these names, in the order of `volumes`.
-    pub fn place_volumes<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+    /// Takes in the volumes that were mounted, in the order of `volumes`: their names, and whether the
+    /// host alone keeps them from being written to.
+    pub fn place_volumes<'a>(&mut self, placed: impl IntoIterator<Item = (&'a str, bool)>) {
         let folder = Path::new(SHARE_PATH).join(VOLUMES);
         let Some(mounts) = self.spec.mounts_mut() else { return };
-        for ((number, _), name) in self.volumes.iter().zip(names) {
+        for ((number, _), (name, read_only_by_host)) in self.volumes.iter().zip(placed) {
             // The number was taken from this list.
-            mounts[*number].set_source(Some(folder.join(name)));
+            let mount = &mut mounts[*number];
+            mount.set_source(Some(folder.join(name)));
+            if read_only_by_host {
+                let mut options = mount.options().clone().unwrap_or_default();
+                options.retain(|option| option != "ro");
+                mount.set_options(Some(options));
+            }
         }
     }
 
@@ -167,7 +170,7 @@ mod tests {
 
     fn run(spec: Value) -> Result<(Value, GuestSpec), SpecError> {
         let spec: Spec = serde_json::from_value(spec).unwrap();
-        let guest = translate_with(spec, "c1", Path::new("/bundle"), look)?;
+        let guest = translate(spec, "c1", Path::new("/bundle"), look)?;
         Ok((serde_json::to_value(&guest.spec).unwrap(), guest))
     }
 
@@ -282,7 +285,7 @@ mod tests {
             {"destination": "/mask", "type": "bind", "source": "/dev/null"},
         ]);
         let (_, mut guest) = run(with("/mounts", mounts.clone())).unwrap();
-        guest.place_volumes(["7", "0"]);
+        guest.place_volumes([("7", false), ("0", false)]);
         let spec = serde_json::to_value(&guest.spec).unwrap();
         assert_eq!(spec["mounts"][0], mounts[0]);
         assert_eq!(spec["mounts"][1], mounts[1]);

@@ -17,3 +17,8 @@ pub const ROOT: &str = "/run/husk";
 pub fn sandbox_folder(root: &Path, namespace: &str, id: &str) -> PathBuf {
     root.join(namespace).join(id)
 }
+
+/// The socket of a sandbox's shim, as its record has it.
+pub fn socket(root: &Path, namespace: &str, id: &str) -> Option<PathBuf> {
+    Record::read(&sandbox_folder(root, namespace, id)).ok().flatten()?.socket
+}

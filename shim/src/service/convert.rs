@@ -18,6 +18,10 @@ use protobuf::well_known_types::timestamp::Timestamp;
 
 use crate::error::ServiceError;
 
+/// The field of `ProcessDetails` that holds a process's pid in the guest. Clients know the message, and
+/// show or ignore a field that they do not know; containerd numbers its own from 1.
+const GUEST_PID: u32 = 1000;
+
 /// What is to be created, and the fields of its spec that nobody here knows.
 pub(super) fn create_request(
     request: &CreateTaskRequest,
@@ -52,6 +56,8 @@ pub(super) fn exec_request(request: &ExecProcessRequest) -> Result<ExecRequest, 
     let mut spec: Process = serde_json::from_slice(&any.value).map_err(json)?;
     translate_process(&mut spec, "process")
         .map_err(|error| ServiceError::Container(error.into()))?;
+    // containerd's own shim does so: what the process says of itself does not count.
+    spec.set_terminal(Some(request.terminal));
     Ok(ExecRequest {
         exec_id: request.exec_id.clone(),
         spec,
@@ -99,18 +105,18 @@ pub(super) fn status(status: container::Status) -> Status {
     }
 }
 
-/// A process of the guest's; one that was exec'd says which it is.
-pub(super) fn process_info(entry: GuestProcess) -> api::ProcessInfo {
-    let details = (!entry.exec_id.is_empty()).then(|| {
-        let details = ProcessDetails { exec_id: entry.exec_id, ..ProcessDetails::default() };
-        Any {
-            type_url: "containerd.runc.v1.ProcessDetails".to_owned(),
-            // Cannot fail: the message has no required fields.
-            value: details.write_to_bytes().unwrap_or_default(),
-            ..Any::default()
-        }
-    });
-    api::ProcessInfo { pid: entry.pid, info: details.into(), ..api::ProcessInfo::default() }
+/// A process of the guest's. On the host all of them are one process, `machine`, by whose pid Create and
+/// Start have named them; any other number could be that of a stranger. The guest's pid is in the details.
+pub(super) fn process_info(machine: u32, entry: GuestProcess) -> api::ProcessInfo {
+    let mut details = ProcessDetails { exec_id: entry.exec_id, ..ProcessDetails::default() };
+    details.special_fields.mut_unknown_fields().add_varint(GUEST_PID, entry.pid.into());
+    let info = Any {
+        type_url: "containerd.runc.v1.ProcessDetails".to_owned(),
+        // Cannot fail: the message has no required fields.
+        value: details.write_to_bytes().unwrap_or_default(),
+        ..Any::default()
+    };
+    api::ProcessInfo { pid: machine, info: Some(info).into(), ..api::ProcessInfo::default() }
 }
 
 #[cfg(test)]
@@ -132,12 +138,42 @@ mod tests {
         assert!(error.starts_with("/nowhere/config.json: "), "{error}");
     }
 
+    fn exec_on(terminal: bool, process: &str) -> Result<ExecRequest, ServiceError> {
+        let any = Any { value: process.as_bytes().to_vec(), ..Any::default() };
+        let request = ExecProcessRequest { spec: Some(any).into(), terminal, ..Default::default() };
+        exec_request(&request)
+    }
+
+    #[test]
+    fn the_streams_say_whether_an_exec_has_a_terminal() {
+        for asked in ["true", "false"] {
+            let process = format!(
+                r#"{{"user":{{"uid":0,"gid":0}},"args":["x"],"cwd":"/","terminal":{asked}}}"#
+            );
+            for streams in [true, false] {
+                let exec = exec_on(streams, &process).unwrap();
+                assert_eq!((exec.spec.terminal(), exec.stdio.terminal), (Some(streams), streams));
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_has_the_machines_pid_and_tells_the_guests() {
+        for (pid, exec_id) in [(1, ""), (4321, "one")] {
+            let entry = GuestProcess { pid, exec_id: exec_id.to_owned() };
+            let info = process_info(77, entry);
+            assert_eq!(info.pid, 77);
+            let details = ProcessDetails::parse_from_bytes(&info.info.value).unwrap();
+            assert_eq!(details.exec_id, exec_id);
+            let told = details.special_fields.unknown_fields().get(GUEST_PID);
+            assert_eq!(told, Some(protobuf::UnknownValueRef::Varint(pid.into())));
+        }
+    }
+
     #[test]
     fn an_exec_without_a_command_is_refused() {
-        let process = br#"{"user":{"uid":0,"gid":0},"args":[],"cwd":"/"}"#;
-        let any = Any { value: process.to_vec(), ..Any::default() };
-        let request = ExecProcessRequest { spec: Some(any).into(), ..Default::default() };
-        let error = exec_request(&request).unwrap_err().to_string();
+        let process = r#"{"user":{"uid":0,"gid":0},"args":[],"cwd":"/"}"#;
+        let error = exec_on(false, process).unwrap_err().to_string();
         assert!(error.contains("process.args"), "{error}");
     }
 }

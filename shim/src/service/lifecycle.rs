@@ -1,6 +1,8 @@
 //! The state behind the task service: the sandbox, and whether the shim is to end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, Status};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
@@ -15,12 +17,18 @@ use crate::boot::Booted;
 use crate::error::{ServiceError, chain};
 use crate::publisher::Publisher;
 
+/// How long a sandbox without containers waits for its engine to end it, once that has asked for it.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// The task service of one sandbox.
 pub struct TaskService {
     sandbox: watch::Receiver<Booted>,
     pub(super) publisher: Publisher,
     pub(super) log: Logger,
     ended: watch::Sender<bool>,
+    /// Whether the engine has asked for the end while there were containers: nobody asks again for a pod
+    /// whose pause container went first.
+    leaving: AtomicBool,
     /// The sandbox that stays when it is empty, until the sandbox service ends it.
     kept: OnceLock<String>,
 }
@@ -36,7 +44,7 @@ impl TaskService {
     /// Over a sandbox that may still boot.
     pub fn new(sandbox: watch::Receiver<Booted>, publisher: Publisher, log: Logger) -> Self {
         let (ended, kept) = (watch::Sender::new(false), OnceLock::new());
-        Self { sandbox, publisher, log, ended, kept }
+        Self { sandbox, publisher, log, ended, leaving: AtomicBool::new(false), kept }
     }
 
     /// Waits until the shim is to end; by then everything has been cleared up.
@@ -58,15 +66,15 @@ impl TaskService {
         let _ = self.kept.set(id.to_owned());
     }
 
-    /// The process id of what goes by that name: a container, or the sandbox that is kept. containerd
-    /// looks for a shim's connection by it when it has been started again.
-    pub(super) fn connected_pid(&self, id: &str) -> Result<u32, ServiceError> {
+    /// The process id of what goes by that name: a container, or the sandbox that is kept; 0 if there
+    /// is nothing of that name. containerd asks for it when it connects to a shim again.
+    pub(super) fn connected_pid(&self, id: &str) -> u32 {
         match self.container(id) {
-            Ok(container) => Ok(container.init().pid()),
+            Ok(container) => container.init().pid(),
             Err(_) if self.kept.get().is_some_and(|kept| kept == id) => {
-                Ok(self.running().map_or(0, |sandbox| sandbox.pid()))
+                self.running().map_or(0, |sandbox| sandbox.pid())
             }
-            Err(error) => Err(error),
+            Err(_) => 0,
         }
     }
 
@@ -75,10 +83,32 @@ impl TaskService {
         if self.kept.get().is_some() {
             return;
         }
-        if self.running().is_some_and(|sandbox| !sandbox.is_empty()) && !now {
+        if !self.is_empty() && !now {
+            self.leaving.store(true, Ordering::Relaxed);
             return;
         }
         self.finish().await;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.running().is_none_or(|sandbox| sandbox.is_empty())
+    }
+
+    /// Ends everything in a while if the engine has wanted that before and the last container has just
+    /// gone. The engine may ask again meanwhile, or create another one.
+    pub(super) fn leave(self: &Arc<Self>) {
+        let leaves = |service: &Self| service.leaving.load(Ordering::Relaxed) && service.is_empty();
+        if !leaves(self) {
+            return;
+        }
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(LEAVING).await;
+            if leaves(&service) {
+                info!(service.log, "the last container of a sandbox that was to end is deleted");
+                service.finish().await;
+            }
+        });
     }
 
     /// Ends everything.
@@ -139,6 +169,7 @@ impl TaskService {
         &self,
         request: CreateTaskRequest,
     ) -> Result<u32, ServiceError> {
+        self.leaving.store(false, Ordering::Relaxed);
         let (wanted, unknown) = create_request(&request)?;
         if !unknown.is_empty() {
             let fields = unknown.join(", ");

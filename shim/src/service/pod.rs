@@ -126,6 +126,7 @@ impl Pod {
             pod_limits,
             mounts: blank.mounts,
             shared_memory: 0,
+            immutable_flags: false,
             etc: Some(etc),
             namespace: blank.namespace,
             id: blank.id,

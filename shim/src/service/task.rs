@@ -90,14 +90,18 @@ impl Task for Handle {
         debug!(self.0.log, "kill"; "container" => &request.id, "exec" => &request.exec_id,
             "signal" => request.signal, "all" => request.all);
         let container = self.0.container(&request.id)?;
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
-        process.signal(request.signal, request.all).await.map_err(ServiceError::from)?;
+        let sent = container.signal(&request.exec_id, request.signal, request.all).await;
+        sent.map_err(ServiceError::from)?;
         Ok(Empty::new())
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
         let service = self.service("delete", &request.id);
-        let deleted = async move { service.delete_process(&request.id, &request.exec_id).await };
+        let deleted = async move {
+            let deleted = service.delete_process(&request.id, &request.exec_id).await?;
+            service.leave();
+            Ok(deleted)
+        };
         let (pid, exit) = to_the_end(deleted).await?;
         Ok(DeleteResponse {
             pid,
@@ -110,7 +114,8 @@ impl Task for Handle {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
         let container = self.0.container(&request.id)?;
         let processes = container.processes().await.map_err(ServiceError::from)?;
-        let processes = processes.into_iter().map(process_info).collect();
+        let machine = container.init().pid();
+        let processes = processes.into_iter().map(|entry| process_info(machine, entry)).collect();
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
@@ -129,29 +134,20 @@ impl Task for Handle {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Result<Empty> {
         let container = self.0.container(&request.id)?;
         let (rows, columns) = (request.height, request.width);
-        if !request.exec_id.is_empty() {
-            let exec = container.exec(&request.exec_id).map_err(ServiceError::from)?;
-            if exec.process().is_none() {
-                exec.remember_size(rows, columns);
-                return Ok(Empty::new());
-            }
-        }
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
-        process.resize(rows, columns).await.map_err(ServiceError::from)?;
+        container.resize(&request.exec_id, rows, columns).await.map_err(ServiceError::from)?;
         Ok(Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Result<Empty> {
         let container = self.0.container(&request.id)?;
-        let process = container.process(&request.exec_id).map_err(ServiceError::from)?;
         if request.stdin {
-            process.close_input();
+            container.close_input(&request.exec_id).map_err(ServiceError::from)?;
         }
         Ok(Empty::new())
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let task_pid = self.0.connected_pid(&request.id)?;
+        let task_pid = self.0.connected_pid(&request.id);
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid,

@@ -39,6 +39,7 @@ static NULL: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").expect("/
 const WORDS: &[&str] = &[
     "boot",
     "listen",
+    "accept",
     "unlisten",
     "connect",
     "pause",

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use husk_agent_protocols::{SANDBOX_PID_NAMESPACE, SHARE_PATH, SHARED_MEMORY_PATH};
 use husk_configuration::Configuration;
-use husk_runtime::resource::{Limits, MountOptions, SizingRules};
+use husk_runtime::resource::{Limits, MountOptions, SizingRules, VolumeKind};
 use husk_runtime::spec::{GuestSpec, parse, sandbox_of, translate};
+use nix::mount::MsFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use crate::json;
@@ -71,12 +72,12 @@ pub fn run(data: &[u8]) {
     let text = json::text(data, TEMPLATE, WORDS);
     let Ok((spec, _)) = parse(&text) else { return };
     size(&spec);
-    let mut guest = match translate(spec, ID, Path::new("/bundle")) {
+    let mut guest = match translate(spec, ID, Path::new("/bundle"), VolumeKind::of) {
         Ok(guest) => guest,
         Err(error) => return drop(error.to_string()),
     };
     let names: Vec<String> = (0..guest.volumes.len()).map(|number| number.to_string()).collect();
-    guest.place_volumes(names.iter().map(String::as_str));
+    guest.place_volumes(names.iter().map(|name| (name.as_str(), false)));
     check(&guest);
     let _ = guest.refuse_sandbox_sysctls();
     let written = serde_json::to_vec(&guest.spec).expect("JSON");
@@ -120,8 +121,8 @@ fn check(guest: &GuestSpec) {
         check_mount(mount);
     }
     for (_, volume) in &guest.volumes {
-        let options = MountOptions::parse(&volume.options).expect("ro, rw and binds only");
-        assert!(options.data.is_empty() && options.propagation.is_empty());
+        let options = MountOptions::parse(&volume.options).expect("flags and propagation only");
+        assert!(options.data.is_empty() && !options.propagation.contains(MsFlags::MS_SHARED));
     }
     let hooks = spec.hooks().clone().unwrap_or_default();
     for hook in hooks.create_container().iter().flatten() {

@@ -30,6 +30,15 @@ pub enum MachineRequest {
         /// Stop listening after the first connection.
         once: bool,
     },
+    /// Take the guest's next connection to this host port, once, over the stream socket that comes
+    /// along. [`Event::Connection`] then carries no descriptor: the shim's end is its own, and no
+    /// setting of this one (`O_NONBLOCK`) is shared with it.
+    Accept {
+        /// The host port.
+        port: u32,
+        /// The machine's end of a pair.
+        stream: Descriptor,
+    },
     /// Stop taking connections to this host port.
     Unlisten {
         /// The host port.
@@ -178,7 +187,8 @@ pub struct MemorySize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
-    /// The guest connected to a port listened on; one descriptor comes with it.
+    /// The guest connected to a port listened on; one descriptor comes with it, unless the port was
+    /// opened by [`MachineRequest::Accept`].
     Connection {
         /// The host port.
         port: u32,
@@ -202,6 +212,8 @@ pub enum EndReason {
     Panicked,
     /// A vCPU shut down: a triple fault.
     TripleFault,
+    /// The machine's process was sent SIGTERM.
+    Terminated,
     /// The machine itself failed.
     Failed {
         /// What failed.
@@ -216,6 +228,7 @@ impl std::fmt::Display for EndReason {
             Self::Reset => f.write_str("the guest reset itself"),
             Self::Panicked => f.write_str("the guest kernel panicked"),
             Self::TripleFault => f.write_str("the guest ended in a triple fault"),
+            Self::Terminated => f.write_str("the machine process was ended by SIGTERM"),
             Self::Failed { error } => write!(f, "the machine failed: {error}"),
         }
     }

@@ -119,6 +119,10 @@ impl ControlHandler {
                 self.machine.vsock().listen(port, once);
                 Ok(Reply::Done)
             }
+            MachineRequest::Accept { port, stream } => {
+                let taken = packet.take(stream).map_err(chain);
+                taken.map(|stream| self.machine.vsock().accept(port, stream)).map(done)
+            }
             MachineRequest::Unlisten { port } => {
                 self.machine.vsock().unlisten(port);
                 Ok(Reply::Done)

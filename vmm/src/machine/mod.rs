@@ -19,6 +19,7 @@ mod network;
 mod plug;
 mod run;
 mod streams;
+mod terminate;
 
 pub use build::{BuildError, Resources, build};
 pub use control::Control;
@@ -28,6 +29,7 @@ pub use network::{NetworkError, NetworkParts};
 pub use plug::PlugError;
 pub(crate) use run::chain;
 pub use run::{MachineError, run};
+pub use terminate::install as end_by_signal;
 
 /// The event loop and what it calls.
 pub type EventLoop = event_manager::EventManager<Box<dyn event_manager::MutEventSubscriber>>;

@@ -15,7 +15,7 @@ use slog::{Logger, debug, error, info, o, warn};
 use super::build::{BuildError, Resources, build};
 use super::control::{Control, ControlHandler};
 use super::streams::ControlStreams;
-use super::{EndSignal, EventLoop, Machine};
+use super::{EndSignal, EventLoop, Machine, terminate};
 use crate::devices::virtio::vsock::Vsock;
 use crate::seccomp::{self, SeccompError};
 use crate::vcpu::VcpuError;
@@ -74,7 +74,9 @@ pub fn run(socket: OwnedFd, logger: &Logger) -> Result<(), MachineError> {
     let handler =
         ControlHandler::new(control.clone(), machine.clone(), end.clone(), logger.clone());
     events.add_subscriber(Box::new(handler));
+    terminate::wake(end.event());
     let reason = wait(&mut events, &machine, &end, logger);
+    terminate::wake_nobody();
     deliver(&mut events, &machine, logger);
     // Its vCPUs end, and the console's last line is written.
     drop(events);
@@ -97,7 +99,7 @@ struct Boot {
 
 /// Waits for the request to boot. Ports can be opened before.
 fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>, MachineError> {
-    while let Some(packet) = control.next()? {
+    while let Some(mut packet) = control.next()? {
         let id = packet.message.id;
         let mut vsock = vsock.lock().unwrap_or_else(PoisonError::into_inner);
         let result = match &packet.message.request {
@@ -108,6 +110,10 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
             MachineRequest::Listen { port, once } => {
                 vsock.listen(*port, *once);
                 Ok(Reply::Done)
+            }
+            &MachineRequest::Accept { port, stream } => {
+                let taken = packet.take(stream).map_err(chain);
+                taken.map(|stream| vsock.accept(port, stream)).map(|()| Reply::Done)
             }
             MachineRequest::Unlisten { port } => {
                 vsock.unlisten(*port);
@@ -137,6 +143,9 @@ fn start(
 
 fn wait(events: &mut EventLoop, machine: &Machine, end: &EndSignal, logger: &Logger) -> EndReason {
     loop {
+        if terminate::asked() {
+            end.end(EndReason::Terminated);
+        }
         if let Some(reason) = end.reason() {
             return reason;
         }

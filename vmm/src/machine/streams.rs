@@ -22,8 +22,9 @@ impl ControlStreams {
 }
 
 impl StreamSink for ControlStreams {
-    fn connection(&mut self, port: u32, stream: OwnedFd) {
-        self.control.event(Event::Connection { port }, &[stream.as_fd()]);
+    fn connection(&mut self, port: u32, stream: Option<OwnedFd>) {
+        let with: Vec<_> = stream.iter().map(AsFd::as_fd).collect();
+        self.control.event(Event::Connection { port }, &with);
     }
 
     fn connected(&mut self, request: u64, result: Result<OwnedFd, ConnectError>) {

@@ -107,7 +107,8 @@ impl Executor for Command {
 
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         let failure = self.execute();
-        // The container was created long ago, so, as with runc, its own stderr tells.
+        // For who starts the container; and, as with runc, its own stderr tells.
+        self.report.failed(&failure);
         eprintln!("{}", failure.text);
         std::process::exit(1)
     }

@@ -22,6 +22,7 @@ use crate::container::helper::ExecRequest;
 use crate::container::helper::command::Command;
 use crate::container::helper::console::Sender;
 use crate::container::helper::lookup;
+use crate::container::helper::priority;
 use crate::container::helper::report::{Because, Failure, Report};
 use crate::container::helper::terminal;
 use crate::init::calls;
@@ -50,9 +51,8 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
     match calls::fork().because("fork")? {
         ForkResult::Parent { child } => Ok(child.as_raw()),
         ForkResult::Child => {
-            let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
             let failure = match doors.enter().because("join the cgroup") {
-                Ok(()) => become_process(&request, console, profile, report, &*syscall),
+                Ok(()) => become_process(&request, &spec, console, report, &*syscall),
                 Err(failure) => failure,
             };
             report.failed(&failure);
@@ -117,32 +117,47 @@ fn join_namespaces(request: &ExecRequest, spec: &Spec) -> Result<(), Failure> {
 /// What the child does; comes back only if something fails.
 fn become_process(
     request: &ExecRequest,
+    spec: &Spec,
     console: Option<Sender>,
-    profile: Option<&LinuxSeccomp>,
     report: &Report,
     syscall: &dyn Syscall,
 ) -> Failure {
     let environment = request.process.env().clone().unwrap_or_default();
     let command = Command::new(environment, None, report.clone());
-    match dress(request, console, profile, &command, syscall) {
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let dressed = begin(request, spec, console, syscall)
+        // A command that nobody hears is not executed; from here on a filter may forbid to wait.
+        .and_then(|()| report.await_go())
+        .and_then(|()| dress(&request.process, profile, &command, syscall));
+    match dressed {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn dress(
+/// The steps that no filter and no user forbids.
+fn begin(
     request: &ExecRequest,
+    spec: &Spec,
     console: Option<Sender>,
+    syscall: &dyn Syscall,
+) -> Result<(), Failure> {
+    setsid().because("begin a session")?;
+    priority::set(&request.process, spec, syscall)?;
+    if let Some(console) = console {
+        terminal::open((request.rows, request.columns), &console).because("terminal")?;
+    }
+    Ok(())
+}
+
+/// The steps up to the execution of the command.
+fn dress(
+    process: &Process,
     profile: Option<&LinuxSeccomp>,
     command: &Command,
     syscall: &dyn Syscall,
 ) -> Result<(), Failure> {
-    let process = &request.process;
     let user = process.user();
-    setsid().because("begin a session")?;
-    if let Some(console) = console {
-        terminal::open((request.rows, request.columns), &console).because("terminal")?;
-    }
     let quiet = process.no_new_privileges() == Some(true);
     if quiet {
         nix::sys::prctl::set_no_new_privs().because("renounce new privileges")?;

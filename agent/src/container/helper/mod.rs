@@ -10,6 +10,7 @@ mod create;
 mod exec;
 pub mod lookup;
 mod pids;
+mod priority;
 mod report;
 mod shell;
 mod spawn;

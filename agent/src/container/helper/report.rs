@@ -4,11 +4,15 @@ use std::error::Error;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use nix::sys::socket::{MsgFlags, send};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
 use serde::{Deserialize, Serialize};
 
 /// Longer texts are cut: they go to the host.
 const TEXT_LIMIT: usize = 4096;
+
+/// The agent's packet to a process that waits before it executes its command.
+pub const GO: [u8; 1] = [1];
 
 /// One packet.
 #[derive(Debug, Serialize, Deserialize)]
@@ -87,6 +91,19 @@ impl Report {
         let mut failure = failure.clone();
         failure.text.truncate(failure.text.floor_char_boundary(TEXT_LIMIT));
         self.send(&Message::Failed(failure));
+    }
+
+    /// Waits until the agent says [`GO`]; an error if it gives the process up instead.
+    pub fn await_go(&self) -> Result<(), Failure> {
+        let mut go = [0; 1];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut go, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Ok(1) if go == GO => return Ok(()),
+                Ok(_) => return Err(Failure::other("the process was given up")),
+                Err(error) => return Err(Failure::because("await the agent", &error)),
+            }
+        }
     }
 
     fn send(&self, message: &Message) {

@@ -7,12 +7,12 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::container::error::{ContainerError, Tried};
-use crate::container::helper::report::Message;
+use crate::container::helper::report::{GO, Message};
 use crate::init::calls;
 use crate::process::Stdio;
 
@@ -68,6 +68,12 @@ impl Helper {
             Some(message) => Err(refusal(message)),
             None => Err(ContainerError::Helper("the helper ended without an answer".to_owned())),
         }
+    }
+
+    /// Lets an exec'd process go on, which waits before it executes its command. One that has ended by
+    /// itself tells why in [`Helper::executed`].
+    pub fn go(&self) {
+        let _ = send(self.reports.get_ref().as_raw_fd(), &GO, MsgFlags::MSG_NOSIGNAL);
     }
 
     /// Waits until the process has executed its command.

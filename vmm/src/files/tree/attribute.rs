@@ -12,10 +12,16 @@ use super::{CACHE_TIME, Tree};
 
 impl Tree {
     pub(super) fn attributes(&self, node: u64) -> io::Result<(libc::stat64, Duration)> {
+        let (status, valid) = self.status_of(node)?;
+        Ok((status.into(), valid))
+    }
+
+    /// The status of a node, and how long the guest may believe it.
+    pub(super) fn status_of(&self, node: u64) -> io::Result<(Status, Duration)> {
         let node = self.node(node)?;
         let status = Status::of(&node.file)?;
         self.nodes.observe(&node, &status);
-        Ok((node.domain.attributes(status), CACHE_TIME))
+        Ok((node.domain.show(status), CACHE_TIME))
     }
 
     pub(super) fn set_attributes(

@@ -150,9 +150,7 @@ impl Domain {
     }
 
     /// Returns the status as the guest sees it.
-    pub fn attributes(&self, status: Status) -> libc::stat64 {
-        let mut attributes = libc::stat64::from(status);
-        attributes.st_ino = self.inode(&status);
-        attributes
+    pub fn show(&self, status: Status) -> Status {
+        status.numbered(self.inode(&status))
     }
 }

@@ -15,6 +15,8 @@
 //!   of what it creates.
 
 mod attribute;
+mod begin;
+mod cached;
 mod credentials;
 mod data;
 mod directory;
@@ -24,14 +26,22 @@ mod file_system;
 mod handle;
 mod hold;
 mod identity;
+mod inode_flags;
+mod mounts;
 mod node;
+mod open;
+mod own_process;
+mod position;
+mod statx;
 mod system;
 mod table;
+mod trusted;
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -40,7 +50,8 @@ use fuse_backend_rs::api::filesystem::Entry;
 use super::FilesError;
 use super::message::{Extra, Header};
 use credentials::User;
-use handle::Handles;
+use handle::{Handle, Handles};
+use mounts::Mounts;
 use node::{Limits, Node, Nodes};
 use system::Status;
 
@@ -56,6 +67,7 @@ const ATTRIBUTE_SUBMOUNT: u32 = 1;
 pub struct Tree {
     nodes: Nodes,
     handles: Handles,
+    mounts: Mounts,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -64,7 +76,12 @@ pub struct Tree {
 
 impl Tree {
     /// Serves `folder`, with the mounts on it at any time. `descriptors` is `/proc/self/fd`.
-    pub fn new(folder: BorrowedFd<'_>, descriptors: File) -> Result<Self, FilesError> {
+    /// Entries of its folder `volumes` are volumes.
+    pub fn new(
+        folder: BorrowedFd<'_>,
+        descriptors: File,
+        volumes: Option<&str>,
+    ) -> Result<Self, FilesError> {
         let root = system::open_path(folder, c".").map_err(FilesError::Folder)?;
         let status = Status::of(&root).map_err(FilesError::Folder)?;
         if !status.is_folder() {
@@ -74,6 +91,7 @@ impl Tree {
         Ok(Self {
             nodes: Nodes::new(root, &status, limits),
             handles: Handles::new(limits.handles),
+            mounts: Mounts::new(volumes),
             descriptors,
             submounts: AtomicBool::new(false),
         })
@@ -93,6 +111,12 @@ impl Tree {
             Extra::TmpFile { flags, mode, umask } => {
                 self.create_temporary(header, flags, mode, umask)
             }
+            Extra::Init { read_ahead, capable } => Ok(self.begin_extended(read_ahead, capable)),
+            Extra::Statx => self.extended_status(header.node),
+            Extra::Ioctl { handle, request } => match request {
+                Some(request) => self.inode_flags(handle, request),
+                None => Err(io::Error::from_raw_os_error(libc::ENOTTY)),
+            },
         }
     }
 
@@ -100,6 +124,7 @@ impl Tree {
     pub fn forget_all(&self) {
         self.handles.clear();
         self.nodes.clear();
+        self.mounts.clear();
     }
 
     fn node(&self, number: u64) -> io::Result<Node> {
@@ -110,6 +135,10 @@ impl Tree {
     /// thing the guest has looked up.
     fn remember(&self, parent: &Node, name: &CStr, path: File) -> io::Result<(Entry, Node)> {
         let status = Status::of(&path)?;
+        if status.mount != parent.mount {
+            self.mounts.enter(parent.mount, &path, &status)?;
+        }
+        self.mounts.admit(&parent.file, &path, &status)?;
         let submount = status.is_folder()
             && status.mount != parent.mount
             && self.submounts.load(Ordering::Relaxed);
@@ -126,16 +155,17 @@ impl Tree {
         Entry {
             inode: node.number,
             generation: 0,
-            attr: node.domain.attributes(status),
+            attr: node.domain.show(status).into(),
             attr_flags: 0,
             attr_timeout: CACHE_TIME,
             entry_timeout: self.entry_time(parent),
         }
     }
 
-    /// Takes a file that was opened for `node` among the handles; the handle's number.
-    fn opened(&self, node: &Node, file: File) -> io::Result<u64> {
-        let (number, file) = self.handles.insert(file, User::acting())?;
+    /// Adds the handle of a file that was opened for `node`; the handle's number.
+    fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
+        let file = Arc::clone(&handle.file);
+        let number = self.handles.insert(handle)?;
         let known = self.nodes.opened(node.number, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }

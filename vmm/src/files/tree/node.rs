@@ -15,6 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::cached::Cached;
 use super::credentials::permitted;
 use super::hold::Held;
 use super::identity::{Domain, Identity, same_file, same_inode};
@@ -46,16 +47,24 @@ pub struct Node {
     pub file: Arc<File>,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
-    /// The mount of a directory.
+    /// The mount that it was found on.
     pub mount: u64,
     /// `S_IFMT` bits; they never change.
     kind: u32,
+    /// What the guest's kernel may have in its cache.
+    pub cached: Arc<Cached>,
 }
 
 impl Node {
     fn of(number: u64, known: &Known, file: Arc<File>) -> Self {
-        let (mount, kind) = (known.identity.mount(), known.identity.kind());
-        Self { number, file, domain: Arc::clone(&known.domain), mount, kind }
+        Self {
+            number,
+            file,
+            domain: Arc::clone(&known.domain),
+            mount: known.mount,
+            kind: known.identity.kind(),
+            cached: Arc::clone(&known.cached),
+        }
     }
 
     /// A folder or a regular file: what may be opened for its content.
@@ -106,7 +115,7 @@ impl Nodes {
     pub fn new(root: File, status: &Status, limits: Limits) -> Self {
         Self {
             table: RwLock::new(Table::new(
-                Identity::of(status),
+                (Identity::of(status), status.mount),
                 Arc::new(Domain::new(0, status.device)),
                 Arc::new(root),
             )),
@@ -379,7 +388,9 @@ impl Nodes {
             Arc::clone(&folder.domain)
         };
         let identity = Identity::of(status);
-        let number = table.add(place.cloned(), identity, domain, parted).ok_or_else(stale)?;
+        let number = table
+            .add(place.cloned(), (identity, status.mount), domain, parted)
+            .ok_or_else(stale)?;
         drop(table);
         self.reached(number, &path)
     }

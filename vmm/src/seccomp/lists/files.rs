@@ -61,10 +61,21 @@ pub(super) const SERVER: &[Allowed] = &[
     any(Sysno::setxattr, "setting an extended attribute"),
     any(Sysno::listxattr, "listing extended attributes"),
     any(Sysno::removexattr, "removing an extended attribute"),
-    any(Sysno::fstatfs, "free space"),
+    any(Sysno::fstatfs, "free space, the kind of a mount"),
+    with(
+        Sysno::ioctl,
+        &[
+            &[is(1, 0x8008_6601)],
+            &[is(1, 0x4008_6602)],
+            &[is(1, 0x801c_581f)],
+            &[is(1, 0x401c_5820)],
+        ],
+        "inode flags",
+    ),
     // Data.
     any(Sysno::preadv, "reading"),
     any(Sysno::pwritev, "writing"),
+    any(Sysno::readv, "reading a file without positions, which the kernel makes"),
     any(Sysno::lseek, "holes of a file, the place in a listing"),
     any(Sysno::fallocate, "reserving space, punching holes"),
     any(Sysno::copy_file_range, "copying within the folder"),

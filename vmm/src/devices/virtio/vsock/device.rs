@@ -1,6 +1,7 @@
 //! The device.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use event_manager::EventOps;
 use husk_control::GUEST_CID;
@@ -10,7 +11,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::incoming::Round;
-use super::mux::{Counters, Mux};
+use super::mux::{Counters, Listener, Mux};
 use super::outgoing::Buffers;
 use super::state::{STATE_VERSION, VsockState};
 use super::{ConnectError, StreamSink};
@@ -69,7 +70,12 @@ impl Vsock {
 
     /// Lets the guest connect to a host port: once, or until [`Vsock::unlisten`].
     pub fn listen(&mut self, port: u32, once: bool) {
-        self.mux.listeners.insert(port, once);
+        self.mux.listeners.insert(port, if once { Listener::Once } else { Listener::Every });
+    }
+
+    /// Lets the guest connect to a host port once, which joins it to `stream`.
+    pub fn accept(&mut self, port: u32, stream: OwnedFd) {
+        self.mux.listeners.insert(port, Listener::Over(stream));
     }
 
     /// Closes a host port; connections stay.

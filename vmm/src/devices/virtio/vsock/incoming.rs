@@ -1,11 +1,13 @@
 //! Packets from the guest.
 
+use std::os::fd::OwnedFd;
+
 use event_manager::EventOps;
 use husk_control::{GUEST_CID, HOST_CID};
 
 use super::ConnectError;
 use super::connection::{Connection, Phase, Ports};
-use super::mux::Mux;
+use super::mux::{Listener, Mux};
 use super::packet::{HEADER, Header, STREAM, op};
 use crate::devices::virtio::chain::{Chain, Limits};
 use crate::devices::virtio::ring::Ring;
@@ -148,15 +150,15 @@ impl Mux {
         header: &Header,
         ops: &mut EventOps<'_>,
     ) -> Result<(), Fault> {
-        let Some(&once) = self.listeners.get(&ports.host) else {
+        if !self.listeners.contains_key(&ports.host) {
             self.refuse(header);
             return Ok(());
-        };
+        }
         if self.is_full() {
             self.refuse(header);
             return Err("too many connections");
         }
-        let Ok((ours, theirs)) = socket::pair() else {
+        let Some((ours, theirs)) = self.take_ends(ports.host) else {
             self.refuse(header);
             return Err("no socket pair");
         };
@@ -169,12 +171,27 @@ impl Mux {
             self.settle(slot, ops);
             return Err("connection cannot be watched");
         }
-        if once {
-            self.listeners.remove(&ports.host);
-        }
         self.sink.connection(ports.host, theirs);
         self.enqueue(slot);
         Ok(())
+    }
+
+    /// The device's end of a stream for the open host port `port`, and the other end if that is with
+    /// nobody yet.
+    fn take_ends(&mut self, port: u32) -> Option<(OwnedFd, Option<OwnedFd>)> {
+        match self.listeners.remove(&port)? {
+            Listener::Over(ours) => {
+                socket::widen(&ours);
+                Some((ours, None))
+            }
+            listener => {
+                let pair = socket::pair();
+                if pair.is_err() || matches!(listener, Listener::Every) {
+                    self.listeners.insert(port, listener);
+                }
+                pair.ok().map(|(ours, theirs)| (ours, Some(theirs)))
+            }
+        }
     }
 
     /// Tells the sink that a connection it waits for does not come.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use event_manager::{EventOps, EventSet, Events};
 
@@ -31,6 +31,17 @@ pub struct Counters {
     pub to_guest: u64,
 }
 
+/// What becomes of the guest's next connection to a host port.
+#[derive(Debug)]
+pub enum Listener {
+    /// A pair is made for it, as for all that follow.
+    Every,
+    /// A pair is made for it, and the port closed.
+    Once,
+    /// It is joined to this socket, and the port closed.
+    Over(OwnedFd),
+}
+
 /// All connections of a guest.
 pub struct Mux {
     slots: Vec<Option<Connection>>,
@@ -40,8 +51,8 @@ pub struct Mux {
     pub(super) ready: VecDeque<u32>,
     /// Resets for packets that belong to no connection.
     pub(super) resets: VecDeque<Header>,
-    /// Host ports open to the guest, and whether only for one connection.
-    pub(super) listeners: HashMap<u32, bool>,
+    /// Host ports open to the guest.
+    pub(super) listeners: HashMap<u32, Listener>,
     pub(super) sink: Box<dyn StreamSink>,
     pub(super) counters: Counters,
     next_port: u32,
@@ -131,7 +142,7 @@ impl Mux {
     }
 
     /// Makes the pair for the connection in `slot` and has its end watched; returns theirs.
-    pub fn join(&mut self, slot: u32, ops: &mut EventOps<'_>) -> io::Result<std::os::fd::OwnedFd> {
+    pub fn join(&mut self, slot: u32, ops: &mut EventOps<'_>) -> io::Result<OwnedFd> {
         let (ours, theirs) = socket::pair()?;
         if let Some(connection) = self.get(slot) {
             connection.open(ours);

@@ -28,12 +28,15 @@ type Answer = (u64, Result<UnixStream, ConnectError>);
 
 #[derive(Default, Clone)]
 struct Streams {
+    /// The other end of the socket that the device was given.
+    given: Arc<Mutex<Option<OwnedFd>>>,
     accepted: Arc<Mutex<Vec<(u32, UnixStream)>>>,
     connected: Arc<Mutex<Vec<Answer>>>,
 }
 
 impl StreamSink for Streams {
-    fn connection(&mut self, port: u32, stream: OwnedFd) {
+    fn connection(&mut self, port: u32, stream: Option<OwnedFd>) {
+        let stream = stream.or_else(|| self.given.lock().unwrap().take()).unwrap();
         self.accepted.lock().unwrap().push((port, stream.into()));
     }
     fn connected(&mut self, request: u64, result: Result<OwnedFd, ConnectError>) {
@@ -171,7 +174,9 @@ impl Guest {
 
     /// Connects from the guest to a host port; returns the host end.
     fn open(&mut self, guest: u32, host: u32) -> UnixStream {
-        self.vsock.lock().unwrap().listen(host, true);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        *self.streams.given.lock().unwrap() = Some(theirs.into());
+        self.vsock.lock().unwrap().accept(host, ours.into());
         self.send(&Self::header(op::REQUEST, guest, host), &[]);
         let response = self.expect(op::RESPONSE);
         assert_eq!((response.src_port, response.dst_port), (host, guest));

@@ -1,0 +1,116 @@
+//! The mounts of the calling thread's namespace, as `/proc/thread-self/mountinfo` lists them.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// All mounts by their numbers.
+#[derive(Debug)]
+pub(super) struct MountTable(HashMap<u64, Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    parent: u64,
+    point: PathBuf,
+    line: Vec<u8>,
+}
+
+impl MountTable {
+    /// Reads the calling thread's table.
+    pub(super) fn read() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read("/proc/thread-self/mountinfo")?))
+    }
+
+    fn parse(text: &[u8]) -> Self {
+        let lines = text.split(|&byte| byte == b'\n');
+        Self(lines.filter_map(Entry::parse).collect())
+    }
+
+    /// The line of a mount; `None` if it is in no folder of this namespace.
+    pub(super) fn at(&self, mount: u64) -> Option<Vec<u8>> {
+        self.0.get(&mount).map(|entry| entry.line.clone())
+    }
+
+    /// The lines of the mounts beneath the folder `path`, which lies on `mount`, in a steady order.
+    pub(super) fn beneath(&self, mount: u64, path: &Path) -> Vec<Vec<u8>> {
+        let beneath = |entry: &&Entry| {
+            entry.point.starts_with(path) && entry.point != path && self.hangs_on(entry, mount)
+        };
+        let mut lines: Vec<_> =
+            self.0.values().filter(beneath).map(|entry| entry.line.clone()).collect();
+        lines.sort();
+        lines
+    }
+
+    fn hangs_on(&self, entry: &Entry, mount: u64) -> bool {
+        let mut parent = entry.parent;
+        // As many steps as there are mounts: a table is no snapshot, and could show a circle.
+        for _ in 0..self.0.len() {
+            if parent == mount {
+                return true;
+            }
+            let Some(next) = self.0.get(&parent) else { return false };
+            parent = next.parent;
+        }
+        false
+    }
+}
+
+impl Entry {
+    /// The mount of one line, with its number: proc(5) has the fields.
+    fn parse(line: &[u8]) -> Option<(u64, Self)> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+        let (id, parent) = (number()?, number()?);
+        let point = fields.nth(2)?;
+        Some((id, Self { parent, point: unescaped(point), line: line.to_vec() }))
+    }
+}
+
+/// A path without the octal escapes of blanks and backslashes.
+fn unescaped(text: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        let code = after.get(..3).filter(|_| byte == b'\\').and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        path.push(code.unwrap_or(byte));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_beneath_a_folder() {
+        let text = b"1 0 0:1 / / rw - ext4 /dev/a rw\n\
+            2 1 0:2 / /a\\040b rw shared:3 - tmpfs x rw\n\
+            3 2 0:3 / /a\\040b/c rw - tmpfs y rw\n\
+            4 1 0:4 / /a\\040bc rw - tmpfs z rw\n\
+            5 1 0:5 / /a\\040b/c rw - tmpfs hidden rw\n\
+            no mount\n";
+        let table = MountTable::parse(text);
+        let lines = |mount, path: &str| -> Vec<u8> {
+            table.beneath(mount, Path::new(path)).iter().map(|line| line[0]).collect()
+        };
+        assert_eq!(lines(2, "/a b"), b"3");
+        assert_eq!(lines(1, "/"), b"2345");
+        assert_eq!(lines(1, "/a b"), b"35");
+        assert!(lines(3, "/a b/c").is_empty());
+        assert_eq!(table.at(4).unwrap(), b"4 1 0:4 / /a\\040bc rw - tmpfs z rw");
+        assert_eq!(table.at(9), None);
+    }
+
+    #[test]
+    fn a_circle_ends() {
+        let table = MountTable::parse(b"1 2 0:1 / /a rw\n2 1 0:1 / /b rw\n");
+        assert!(table.beneath(7, Path::new("/")).is_empty());
+    }
+}
