@@ -36,6 +36,7 @@ mod statx;
 mod system;
 mod table;
 mod trusted;
+mod watcher;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -125,6 +126,16 @@ impl Tree {
         self.handles.clear();
         self.nodes.clear();
         self.mounts.clear();
+    }
+
+    /// Whether something is held for a burst of requests only.
+    pub fn is_busy(&self) -> bool {
+        self.nodes.watcher.is_open()
+    }
+
+    /// Lets go of what is held for a burst of requests only.
+    pub fn rest(&self) {
+        self.nodes.watcher.close();
     }
 
     fn node(&self, number: u64) -> io::Result<Node> {

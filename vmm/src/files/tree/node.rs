@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use super::cached::Cached;
 use super::credentials::permitted;
 use super::hold::Held;
-use super::identity::{Domain, Identity, same_file, same_inode};
+use super::identity::{Domain, Identity};
 use super::system::{Status, open_path};
 use super::table::{Found, Known, Place, Table};
+use super::watcher::Watcher;
 
 /// How often a lookup begins anew because others changed what it found.
 const TRIES: usize = 4;
@@ -88,6 +89,8 @@ pub struct Nodes {
     next_domain: AtomicU64,
     root_mount: u64,
     limits: Limits,
+    /// Compares inodes.
+    pub watcher: Watcher,
 }
 
 /// Whether a name is one of a node's.
@@ -124,6 +127,7 @@ impl Nodes {
             next_domain: AtomicU64::new(1),
             root_mount: status.mount,
             limits,
+            watcher: Watcher::default(),
         }
     }
 
@@ -244,7 +248,7 @@ impl Nodes {
             || before.kind() == now.kind()
                 // The same directory mounted again is another.
                 && before.mount() == now.mount()
-                && descriptor.is_some_and(|file| same_inode(&file, path).unwrap_or(false));
+                && descriptor.is_some_and(|file| self.watcher.same_inode(&file, path).unwrap_or(false));
         if same {
             self.change().changed(number, *now);
         }
@@ -359,7 +363,7 @@ impl Nodes {
     /// Compares a file that looks like node `number`, but was found elsewhere, with it.
     fn compare(&self, number: u64, identity: &Identity, path: &File, alone: bool) -> Verdict {
         let moved = (alone || identity.kind() == libc::S_IFDIR) && identity.has_birth();
-        match self.get(number).and_then(|node| same_file(&node.file, path)) {
+        match self.get(number).and_then(|node| self.watcher.same_file(&node.file, path)) {
             Ok(true) => Verdict::Same,
             Ok(false) => Verdict::Other,
             // Moved on the host, if its number was not given to a new file. Of a file with several
