@@ -48,9 +48,7 @@ impl Server {
 
     /// A client on the first channel, past INIT.
     pub fn client(&mut self) -> Client {
-        let mut client = Client { stream: self.channels.remove(0), unique: 0, uid: 0, gid: 0 };
-        client.init();
-        client
+        Client::on(self.channels.remove(0))
     }
 }
 
@@ -114,6 +112,13 @@ impl Entry {
 }
 
 impl Client {
+    /// A client on a channel, past INIT.
+    pub fn on(stream: UnixStream) -> Self {
+        let mut client = Self { stream, unique: 0, uid: 0, gid: 0 };
+        client.init();
+        client
+    }
+
     pub fn send(&mut self, opcode: u32, node: u64, body: &[u8]) -> u64 {
         self.unique += 2;
         let length = u32::try_from(40 + body.len()).unwrap();

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::SetattrValid;
 
-use super::credentials::without_fsetid;
+use super::Tree;
+use super::credentials::{permitted, without_fsetid};
 use super::system::{Status, check, descriptor_name};
-use super::{CACHE_TIME, Tree};
 
 impl Tree {
     pub(super) fn attributes(&self, node: u64) -> io::Result<(libc::stat64, Duration)> {
@@ -19,7 +19,10 @@ impl Tree {
     /// The status of a node, and how long the guest may believe it.
     pub(super) fn status_of(&self, node: u64) -> io::Result<(Status, Duration)> {
         let node = self.node(node)?;
-        Ok((Status::of(&node.file)?, CACHE_TIME))
+        let status = Status::of(&node.file)?;
+        self.nodes.observe(&node, &status);
+        let status = node.domain.shown(status);
+        Ok((status, self.attribute_time(&status)))
     }
 
     pub(super) fn set_attributes(
@@ -35,14 +38,20 @@ impl Tree {
             let uid = if valid.contains(SetattrValid::UID) { wanted.st_uid } else { u32::MAX };
             let gid = if valid.contains(SetattrValid::GID) { wanted.st_gid } else { u32::MAX };
             let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
-            // SAFETY: the empty name means the descriptor itself.
-            check(unsafe { libc::fchownat(node.file.as_raw_fd(), c"".as_ptr(), uid, gid, flags) })?;
+            permitted(|| {
+                // SAFETY: the empty name means the descriptor itself.
+                check(unsafe {
+                    libc::fchownat(node.file.as_raw_fd(), c"".as_ptr(), uid, gid, flags)
+                })
+            })?;
         }
         // After the owner, as a change of owner takes set-user-id bits away.
         if valid.contains(SetattrValid::MODE) {
-            // SAFETY: `name` is terminated; the link followed is the one in /proc.
-            check(unsafe {
-                libc::fchmodat(libc::AT_FDCWD, name.as_ptr(), wanted.st_mode & 0o7777, 0)
+            permitted(|| {
+                // SAFETY: `name` is terminated; the link followed is the one in /proc.
+                check(unsafe {
+                    libc::fchmodat(libc::AT_FDCWD, name.as_ptr(), wanted.st_mode & 0o7777, 0)
+                })
             })?;
         }
         if valid.contains(SetattrValid::SIZE) {
@@ -56,8 +65,10 @@ impl Tree {
                     // SAFETY: plain numbers.
                     check(unsafe { libc::ftruncate64(handle.file.as_raw_fd(), wanted.st_size) })
                 }
-                // SAFETY: `name` is terminated; the link followed is the one in /proc.
-                None => check(unsafe { libc::truncate64(name.as_ptr(), wanted.st_size) }),
+                None => permitted(|| {
+                    // SAFETY: `name` is terminated; the link followed is the one in /proc.
+                    check(unsafe { libc::truncate64(name.as_ptr(), wanted.st_size) })
+                }),
             })?;
         }
         if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
@@ -73,10 +84,12 @@ impl Tree {
                     (wanted.st_mtime, wanted.st_mtime_nsec),
                 ),
             ];
-            // SAFETY: `name` is terminated, and there are two times as the call wants.
-            check(unsafe { libc::utimensat(libc::AT_FDCWD, name.as_ptr(), times.as_ptr(), 0) })?;
+            permitted(|| {
+                // SAFETY: `name` is terminated, and there are two times as the call wants.
+                check(unsafe { libc::utimensat(libc::AT_FDCWD, name.as_ptr(), times.as_ptr(), 0) })
+            })?;
         }
-        Ok((Status::of(&node.file)?.into(), CACHE_TIME))
+        self.attributes(node.number)
     }
 
     pub(super) fn file_system_status(&self, node: u64) -> io::Result<libc::statvfs64> {

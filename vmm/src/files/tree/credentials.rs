@@ -1,4 +1,8 @@
 //! In whose name a thread acts.
+//!
+//! Each request is carried out with the file system ids of the process that asks, so that the host's
+//! file system judges the right one: quotas, reserved blocks, NFS with root_squash. The capabilities
+//! stay, as the permission checks are the guest kernel's.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,9 +15,52 @@ use crate::capabilities;
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 const CAP_FSETID: u32 = 4;
 
+/// Stands for ids that do not exist (`/proc/sys/kernel/overflowuid`): -1 would change nothing.
+const NOBODY: u32 = 65534;
+
 thread_local! {
     /// Whether this thread is prepared, and so may take other file system ids.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
+    /// The thread's file system ids.
+    static ACTING: Cell<User> = const { Cell::new(User::ROOT) };
+}
+
+/// A user and a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    /// The host's root.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+
+    /// The user of a request: any number is the guest's word.
+    pub fn new(uid: u32, gid: u32) -> Self {
+        let known = |id| if id == u32::MAX { NOBODY } else { id };
+        Self { uid: known(uid), gid: known(gid) }
+    }
+
+    /// Returns the user in whose name the thread acts.
+    pub fn acting() -> Self {
+        ACTING.get()
+    }
+
+    /// Has the calling thread act in the name of this user from now on.
+    pub fn act(self) {
+        let before = ACTING.replace(self);
+        // SAFETY: these calls take and give plain numbers, and are the thread's own: glibc does not
+        // spread them to other threads.
+        unsafe {
+            if before.gid != self.gid {
+                libc::setfsgid(self.gid);
+            }
+            if before.uid != self.uid {
+                libc::setfsuid(self.uid);
+            }
+        }
+    }
 }
 
 /// Gives this thread a working directory (`descriptors`) and umask of its own, and lets it keep its
@@ -45,20 +92,30 @@ pub fn prepare(descriptors: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Does `body` in the name of that user, so that what it creates is the user's.
-pub fn as_user<T>(uid: u32, gid: u32, umask: u32, body: impl FnOnce() -> T) -> T {
-    // SAFETY: these calls take and give plain numbers, and are the thread's own: glibc does not spread
-    // setfsuid and setfsgid to other threads, and `prepare` has unshared the umask.
-    unsafe {
-        libc::umask(umask & 0o777);
-        // The group first and last: only root may change it.
-        libc::setfsgid(gid);
-        libc::setfsuid(uid);
-        let result = body();
-        libc::setfsuid(0);
-        libc::setfsgid(0);
-        result
+/// Does `body` with that umask, which counts where there is no default ACL.
+pub fn with_umask<T>(umask: u32, body: impl FnOnce() -> T) -> T {
+    // SAFETY: plain numbers; `prepare` has unshared the umask.
+    unsafe { libc::umask(umask & 0o777) };
+    body()
+}
+
+/// Does `call`, which creates nothing, in the name of the acting user; once more as root if that user
+/// may not, as a request does not name the user's supplementary groups. The guest's kernel has judged
+/// the user before.
+pub fn permitted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let result = call();
+    match &result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {}
+        _ => return result,
     }
+    let user = User::acting();
+    if user == User::ROOT {
+        return result;
+    }
+    User::ROOT.act();
+    let result = call();
+    user.act();
+    result
 }
 
 /// Does `body` without the right to leave set-user-id and set-group-id bits of changed files as they

@@ -20,6 +20,7 @@ impl Tree {
         offset: u64,
     ) -> io::Result<usize> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         // The size is the guest's word, the room our own.
         let size = (size as usize).min(writer.available_bytes());
         if let Some(text) = handle.text(offset) {
@@ -42,6 +43,8 @@ impl Tree {
             // A mapped page, or a guest that has taken O_APPEND away: the host would append it.
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
+        // Pages of the guest's cache are written in nobody's name, to whatever handle is open.
+        handle.opener.act();
         without_fsetid(fuse_flags & WRITE_KILL_PRIV != 0, || {
             if append {
                 // Such a descriptor writes at the end, whatever the offset says.
@@ -55,6 +58,7 @@ impl Tree {
 
     pub(super) fn sync_file(&self, handle: u64, data_only: bool) -> io::Result<()> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         if data_only { handle.file.sync_data() } else { handle.file.sync_all() }
     }
 
@@ -73,6 +77,7 @@ impl Tree {
         length: u64,
     ) -> io::Result<()> {
         let handle = self.handles.get(handle)?;
+        handle.opener.act();
         let file = handle.file.as_raw_fd();
         // SAFETY: plain numbers; the kernel refuses those that make no sense.
         check(unsafe {
@@ -101,6 +106,7 @@ impl Tree {
     ) -> io::Result<Vec<u8>> {
         let from = self.handles.get(from)?;
         let to = self.handles.get(to)?;
+        to.opener.act();
         let mut from_offset = from_offset.cast_signed();
         let mut to_offset = to_offset.cast_signed();
         // The answer has 32 bits for the count.

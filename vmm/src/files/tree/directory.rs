@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry, OpenOptions};
 
 use super::Tree;
-use super::system::{check_length, open_path};
+use super::system::check_length;
 
 /// The most bytes of entries taken from the kernel at once.
 const LISTING: usize = 32 * 1024;
@@ -22,7 +22,7 @@ impl Tree {
         let node = self.node(node)?;
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         let handle = self.handles.of(self.open_node(&node, flags, false)?, flags);
-        Ok((self.handles.insert(handle), OpenOptions::empty()))
+        Ok((self.opened(&node, handle)?, OpenOptions::empty()))
     }
 
     /// Gives `add` the entries from `offset` on, until it has no more room (0) or there are no more.
@@ -76,8 +76,11 @@ impl Tree {
             // Node 0 lists the name without looking it up: the ways up are not ours to give, and what
             // has just been removed is for the guest to find out.
             let entry = name_of(listed.name)
-                .and_then(|name| open_path(&parent.file, &name).ok())
-                .and_then(|path| self.remember(&parent, path).ok())
+                .and_then(|name| {
+                    let path = self.nodes.open_path(&parent.file, &name).ok()?;
+                    self.remember(&parent, &name, path).ok()
+                })
+                .map(|(entry, _)| entry)
                 .unwrap_or_default();
             let number = entry.inode;
             let added = add(listed, entry);

@@ -6,21 +6,21 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, FOPEN_IN_KILL_SUIDGID, OpenOut};
-use fuse_backend_rs::api::filesystem::{Context, Entry, OpenOptions};
+use fuse_backend_rs::api::filesystem::{Entry, OpenOptions};
 use vm_memory::ByteValued;
 
-use super::credentials::{as_user, without_fsetid};
+use super::credentials::{User, permitted, with_umask, without_fsetid};
 use super::node::Node;
 use super::open::open_flags;
-use super::system::{check, descriptor_name, open, open_path, read_link_at};
+use super::system::{Status, check, descriptor_name, open, read_link_at};
 use super::{Tree, check_name};
 use crate::files::message::Header;
 
 impl Tree {
     pub(super) fn look_up(&self, parent: u64, name: &CStr) -> io::Result<Entry> {
         let parent = self.node(parent)?;
-        match open_path(&parent.file, check_name(name)?) {
-            Ok(path) => self.remember(&parent, path),
+        match self.nodes.open_path(&parent.file, check_name(name)?) {
+            Ok(path) => Ok(self.remember(&parent, name, path)?.0),
             // "There is none", which the guest may believe as long as a name that is there. Shells
             // look for each command in folder after folder.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
@@ -34,7 +34,6 @@ impl Tree {
     /// Creates by `make`, in the name of the asking user, and looks up the result.
     fn make(
         &self,
-        context: &Context,
         parent: u64,
         name: &CStr,
         umask: u32,
@@ -42,20 +41,19 @@ impl Tree {
     ) -> io::Result<Entry> {
         check_name(name)?;
         let parent = self.node(parent)?;
-        as_user(context.uid, context.gid, umask, || check(make(&parent)))?;
-        let path = open_path(&parent.file, name)?;
-        self.remember(&parent, path)
+        with_umask(umask, || check(make(&parent)))?;
+        let path = self.nodes.open_path(&parent.file, name)?;
+        Ok(self.remember(&parent, name, path)?.0)
     }
 
     pub(super) fn make_folder(
         &self,
-        context: &Context,
         parent: u64,
         name: &CStr,
         mode: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        self.make(context, parent, name, umask, |parent| {
+        self.make(parent, name, umask, |parent| {
             // SAFETY: `name` is terminated and outlives the call.
             unsafe { libc::mkdirat(parent.file.as_raw_fd(), name.as_ptr(), mode) }
         })
@@ -63,7 +61,6 @@ impl Tree {
 
     pub(super) fn make_node(
         &self,
-        context: &Context,
         parent: u64,
         name: &CStr,
         mode: u32,
@@ -74,20 +71,14 @@ impl Tree {
         let major = (device >> 8) & 0xfff;
         let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
         let device = libc::makedev(major, minor);
-        self.make(context, parent, name, umask, |parent| {
+        self.make(parent, name, umask, |parent| {
             // SAFETY: `name` is terminated and outlives the call.
             unsafe { libc::mknodat(parent.file.as_raw_fd(), name.as_ptr(), mode, device) }
         })
     }
 
-    pub(super) fn make_link(
-        &self,
-        context: &Context,
-        target: &CStr,
-        parent: u64,
-        name: &CStr,
-    ) -> io::Result<Entry> {
-        self.make(context, parent, name, 0, |parent| {
+    pub(super) fn make_link(&self, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.make(parent, name, 0, |parent| {
             // SAFETY: both texts are terminated and outlive the call.
             unsafe { libc::symlinkat(target.as_ptr(), parent.file.as_raw_fd(), name.as_ptr()) }
         })
@@ -98,26 +89,35 @@ impl Tree {
         let node = self.node(node)?;
         let parent = self.node(parent)?;
         let old = descriptor_name(&node.file);
-        // The link followed is the one in /proc, to the node itself, be it a symbolic link or not.
-        // SAFETY: both names are terminated and outlive the call.
-        check(unsafe {
-            libc::linkat(
-                libc::AT_FDCWD,
-                old.as_ptr(),
-                parent.file.as_raw_fd(),
-                name.as_ptr(),
-                libc::AT_SYMLINK_FOLLOW,
-            )
+        permitted(|| {
+            // The link followed is the one in /proc, to the node itself, be it a symbolic link or not.
+            // SAFETY: both names are terminated and outlive the call.
+            check(unsafe {
+                libc::linkat(
+                    libc::AT_FDCWD,
+                    old.as_ptr(),
+                    parent.file.as_raw_fd(),
+                    name.as_ptr(),
+                    libc::AT_SYMLINK_FOLLOW,
+                )
+            })
         })?;
-        let path = open_path(&parent.file, name)?;
-        self.remember(&parent, path)
+        // Linking copies up: the node is to be known again by its new name.
+        self.attributes(node.number)?;
+        let path = self.nodes.open_path(&parent.file, name)?;
+        Ok(self.remember(&parent, name, path)?.0)
     }
 
     pub(super) fn remove(&self, parent: u64, name: &CStr, flags: libc::c_int) -> io::Result<()> {
         check_name(name)?;
         let parent = self.node(parent)?;
-        // SAFETY: `name` is terminated and outlives the call.
-        check(unsafe { libc::unlinkat(parent.file.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+        let before = self.nodes.before(&parent, name);
+        permitted(|| {
+            // SAFETY: `name` is terminated and outlives the call.
+            check(unsafe { libc::unlinkat(parent.file.as_raw_fd(), name.as_ptr(), flags) })
+        })?;
+        self.nodes.removed(before);
+        Ok(())
     }
 
     pub(super) fn move_entry(
@@ -130,21 +130,27 @@ impl Tree {
         check_name(new)?;
         let from = self.node(from)?;
         let to = self.node(to)?;
-        // As the user does not matter for permission here, but owns the whiteout that may be left
-        // behind, it stays root as with a local overlay. By number, because without flags the C library
-        // may call `renameat`, which is on no list.
-        // SAFETY: both names are terminated and outlive the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_renameat2,
-                from.file.as_raw_fd(),
-                old.as_ptr(),
-                to.file.as_raw_fd(),
-                new.as_ptr(),
-                flags,
-            )
+        // The whiteout that may be left behind is root's, as with a local overlay.
+        if flags & libc::RENAME_WHITEOUT != 0 {
+            User::ROOT.act();
+        }
+        let rename = || {
+            // By number, because without flags the C library may call `renameat`, which is on no list.
+            // SAFETY: both names are terminated and outlive the call.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_renameat2,
+                    from.file.as_raw_fd(),
+                    old.as_ptr(),
+                    to.file.as_raw_fd(),
+                    new.as_ptr(),
+                    flags,
+                )
+            };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        self.nodes.rename((&from, old), (&to, new), exchange, || permitted(rename))
     }
 
     pub(super) fn read_link(&self, node: u64) -> io::Result<Vec<u8>> {
@@ -153,7 +159,6 @@ impl Tree {
 
     pub(super) fn create_file(
         &self,
-        context: &Context,
         parent: u64,
         name: &CStr,
         args: CreateIn,
@@ -163,32 +168,34 @@ impl Tree {
         // Bits the kernel does not know go nowhere: the list in `open_flags` is what passes.
         let flags = open_flags(args.flags);
         let create = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let created = as_user(context.uid, context.gid, args.umask, || {
-            open(&parent.file, name, create, args.mode & 0o7777)
-        });
-        let (path, (handle, options)) = match created {
-            Ok(file) => {
-                let options = if self.mounts.of(parent.key.mount).made_on_reading {
-                    OpenOptions::DIRECT_IO
-                } else {
-                    OpenOptions::empty()
-                };
-                (self.path_of(&file)?, (self.handles.of(file, flags), options))
-            }
+        let created =
+            with_umask(args.umask, || open(&parent.file, name, create, args.mode & 0o7777));
+        let (path, created) = match created {
+            Ok(file) => (self.path_of(&file)?, Some(file)),
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST)
                     && args.flags.cast_signed() & libc::O_EXCL == 0 =>
             {
-                // It is there already: look before opening, it may be a device or a FIFO.
-                let path = open_path(&parent.file, name)?;
-                let node = Node::new(path.try_clone()?, &super::Status::of(&path)?);
-                let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                (path, self.open_content(&node, args.flags, kill)?)
+                (self.nodes.open_path(&parent.file, name)?, None)
             }
             Err(error) => return Err(error),
         };
-        let entry = self.remember(&parent, path)?;
-        Ok((entry, self.handles.insert(handle), options))
+        let (mut entry, node) = self.remember(&parent, name, path)?;
+        let opened = match created {
+            Some(file) => Ok((self.handles.of(file, flags), self.created_options(&parent))),
+            // It was there already, and may be a device or a FIFO.
+            None => {
+                let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+                self.open_content(&node, args.flags, kill)
+            }
+        };
+        let opened =
+            opened.and_then(|(handle, options)| Ok((self.opened(&node, handle)?, options)));
+        let (handle, options) = opened.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?;
+        if flags & libc::O_TRUNC != 0 {
+            entry.attr = self.attributes(node.number)?.0;
+        }
+        Ok((entry, handle, options))
     }
 
     /// A nameless file in the folder `header.node`; the answer is that of a create.
@@ -204,15 +211,19 @@ impl Tree {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
         let flags = open_flags(flags) | libc::O_TMPFILE | (flags.cast_signed() & libc::O_EXCL);
-        let file = as_user(header.uid, header.gid, umask, || {
+        let file = with_umask(umask, || {
             open(&self.descriptors, &descriptor_name(&parent.file), flags, mode & 0o7777)
         })?;
-        let entry = self.remember(&parent, self.path_of(&file)?)?;
+        let path = self.path_of(&file)?;
+        let status = Status::of(&path)?;
+        let node = self.nodes.remember_nameless(&parent, path, &status)?;
+        let handle = self.opened(&node, self.handles.of(file, flags));
         let opened = OpenOut {
-            fh: self.handles.insert(self.handles.of(file, flags)),
+            fh: handle.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?,
             open_flags: OpenOptions::empty().bits(),
             passthrough: 0,
         };
+        let entry = self.entry(&parent, &node, status);
         let mut payload = EntryOut::from(entry).as_slice().to_vec();
         payload.extend_from_slice(opened.as_slice());
         Ok(payload)
@@ -234,8 +245,14 @@ impl Tree {
         if !node.may_be_opened() {
             return Err(io::Error::from_raw_os_error(libc::ENXIO));
         }
-        without_fsetid(kill_privileges, || {
-            open(&self.descriptors, &descriptor_name(&node.file), flags, 0)
-        })
+        let name = descriptor_name(&node.file);
+        let file = without_fsetid(kill_privileges, || {
+            permitted(|| open(&self.descriptors, &name, flags, 0))
+        })?;
+        // Opening for writing copies up.
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            self.nodes.observe(node, &Status::of(&node.file)?);
+        }
+        Ok(file)
     }
 }

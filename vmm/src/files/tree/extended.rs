@@ -6,6 +6,7 @@ use std::io;
 use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 
 use super::Tree;
+use super::credentials::permitted;
 use super::system::{check, check_length, descriptor_name};
 use super::trusted::{guest_names, host_name};
 
@@ -28,17 +29,19 @@ impl Tree {
         let name = host_name(name, libc::EPERM)?;
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
-        // SAFETY: both texts are terminated, and the value goes with its length.
-        check(unsafe {
-            libc::setxattr(
-                path.as_ptr(),
-                name.as_ptr(),
-                value.as_ptr().cast(),
-                value.len(),
-                flags.cast_signed(),
-            )
-        })
-        .map(drop)
+        permitted(|| {
+            // SAFETY: both texts are terminated, and the value goes with its length.
+            check(unsafe {
+                libc::setxattr(
+                    path.as_ptr(),
+                    name.as_ptr(),
+                    value.as_ptr().cast(),
+                    value.len(),
+                    flags.cast_signed(),
+                )
+            })
+        })?;
+        self.attributes(node.number).map(drop)
     }
 
     pub(super) fn get_extended(
@@ -51,9 +54,11 @@ impl Tree {
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
         let mut value = vec![0_u8; size.min(LONGEST) as usize];
-        // SAFETY: both texts are terminated, and `value` has the room it says.
-        let count = check_length(unsafe {
-            libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+        let count = permitted(|| {
+            // SAFETY: both texts are terminated, and `value` has the room it says.
+            check_length(unsafe {
+                libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+            })
         });
         let count = count.map_err(|error| match error.raw_os_error() {
             // On a file system without ACLs no file has one. The guest's kernel would take the error
@@ -100,7 +105,10 @@ impl Tree {
         let name = host_name(name, libc::EPERM)?;
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
-        // SAFETY: both texts are terminated.
-        check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+        permitted(|| {
+            // SAFETY: both texts are terminated.
+            check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
+        })?;
+        self.attributes(node.number).map(drop)
     }
 }

@@ -12,6 +12,11 @@ use fuse_backend_rs::api::filesystem::{
 
 use super::Tree;
 use super::begin::wanted;
+use super::credentials::User;
+
+fn act_for(context: &Context) {
+    User::new(context.uid, context.gid).act();
+}
 
 fn not_known() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOSYS)
@@ -30,7 +35,8 @@ impl FileSystem for &Tree {
         self.forget_all();
     }
 
-    fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+    fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        act_for(context);
         self.look_up(parent, name)
     }
 
@@ -44,25 +50,28 @@ impl FileSystem for &Tree {
 
     fn getattr(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         _: Option<u64>,
     ) -> io::Result<(libc::stat64, Duration)> {
+        act_for(context);
         self.attributes(node)
     }
 
     fn setattr(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         attributes: libc::stat64,
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(libc::stat64, Duration)> {
+        act_for(context);
         self.set_attributes(node, attributes, handle, valid)
     }
 
-    fn readlink(&self, _: &Context, node: u64) -> io::Result<Vec<u8>> {
+    fn readlink(&self, context: &Context, node: u64) -> io::Result<Vec<u8>> {
+        act_for(context);
         self.read_link(node)
     }
 
@@ -73,7 +82,8 @@ impl FileSystem for &Tree {
         parent: u64,
         name: &CStr,
     ) -> io::Result<Entry> {
-        self.make_link(context, target, parent, name)
+        act_for(context);
+        self.make_link(target, parent, name)
     }
 
     fn mknod(
@@ -85,7 +95,8 @@ impl FileSystem for &Tree {
         device: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        self.make_node(context, parent, name, mode, device, umask)
+        act_for(context);
+        self.make_node(parent, name, mode, device, umask)
     }
 
     fn mkdir(
@@ -96,40 +107,46 @@ impl FileSystem for &Tree {
         mode: u32,
         umask: u32,
     ) -> io::Result<Entry> {
-        self.make_folder(context, parent, name, mode, umask)
+        act_for(context);
+        self.make_folder(parent, name, mode, umask)
     }
 
-    fn unlink(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+    fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        act_for(context);
         self.remove(parent, name, 0)
     }
 
-    fn rmdir(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+    fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        act_for(context);
         self.remove(parent, name, libc::AT_REMOVEDIR)
     }
 
     fn rename(
         &self,
-        _: &Context,
+        context: &Context,
         from: u64,
         old: &CStr,
         to: u64,
         new: &CStr,
         flags: u32,
     ) -> io::Result<()> {
+        act_for(context);
         self.move_entry((from, old), (to, new), flags)
     }
 
-    fn link(&self, _: &Context, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+    fn link(&self, context: &Context, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        act_for(context);
         self.hard_link(node, parent, name)
     }
 
     fn open(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        act_for(context);
         let kill = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
         let (handle, options) = self.open_file(node, flags, kill)?;
         Ok((Some(handle), options, None))
@@ -142,7 +159,8 @@ impl FileSystem for &Tree {
         name: &CStr,
         args: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        let (entry, handle, options) = self.create_file(context, parent, name, args)?;
+        act_for(context);
+        let (entry, handle, options) = self.create_file(parent, name, args)?;
         Ok((entry, Some(handle), options, None))
     }
 
@@ -211,41 +229,52 @@ impl FileSystem for &Tree {
         self.handles.remove(handle)
     }
 
-    fn statfs(&self, _: &Context, node: u64) -> io::Result<libc::statvfs64> {
+    fn statfs(&self, context: &Context, node: u64) -> io::Result<libc::statvfs64> {
+        act_for(context);
         self.file_system_status(node)
     }
 
     fn setxattr(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         name: &CStr,
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
+        act_for(context);
         self.set_extended(node, name, value, flags)
     }
 
     fn getxattr(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
+        act_for(context);
         self.get_extended(node, name, size)
     }
 
     fn listxattr(&self, context: &Context, node: u64, size: u32) -> io::Result<ListxattrReply> {
+        act_for(context);
         // The guest's kernel does not filter the list, and does not say who has `CAP_SYS_ADMIN`.
         self.list_extended(node, size, context.uid == 0)
     }
 
-    fn removexattr(&self, _: &Context, node: u64, name: &CStr) -> io::Result<()> {
+    fn removexattr(&self, context: &Context, node: u64, name: &CStr) -> io::Result<()> {
+        act_for(context);
         self.remove_extended(node, name)
     }
 
-    fn opendir(&self, _: &Context, node: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+    fn opendir(
+        &self,
+        context: &Context,
+        node: u64,
+        _: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        act_for(context);
         let (handle, options) = self.open_folder(node)?;
         Ok((Some(handle), options))
     }
@@ -264,13 +293,14 @@ impl FileSystem for &Tree {
 
     fn readdirplus(
         &self,
-        _: &Context,
+        context: &Context,
         node: u64,
         handle: u64,
         size: u32,
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
+        act_for(context);
         self.list_with_entries(node, handle, size, offset, add)
     }
 

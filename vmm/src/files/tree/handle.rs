@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
+use super::credentials::{User, permitted};
 use super::position::{Positions, Total};
 use super::system::{check_length, descriptor_name, open};
 
@@ -18,7 +19,9 @@ use super::system::{check_length, descriptor_name, open};
 pub struct Handle {
     /// Opened with the access that the guest asked for, and appending only if the file allows nothing
     /// else.
-    pub file: File,
+    pub file: Arc<File>,
+    /// The user who opened it, in whose name it is read and written.
+    pub opener: User,
     /// The flags that `file` was opened with.
     flags: libc::c_int,
     /// The same file opened for appending, from the first such write on.
@@ -30,26 +33,42 @@ pub struct Handle {
 }
 
 /// All of them, by the number the guest was told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
+    most: usize,
     last: AtomicU64,
     positions: Total,
 }
 
 impl Handles {
-    /// A handle, not added yet, of a file that was opened with `flags`.
+    /// None, and at most so many (`ENFILE`).
+    pub fn new(most: usize) -> Self {
+        Self { open: RwLock::default(), most, last: AtomicU64::new(0), positions: Total::default() }
+    }
+
+    /// A handle, not added yet, of a file that the acting user has opened with `flags`.
     pub fn of(&self, file: File, flags: libc::c_int) -> Handle {
-        let positions = Mutex::new(Positions::new(&self.positions));
-        Handle { file, flags, appending: OnceLock::new(), text: None, positions }
+        Handle {
+            file: Arc::new(file),
+            opener: User::acting(),
+            flags,
+            appending: OnceLock::new(),
+            text: None,
+            positions: Mutex::new(Positions::new(&self.positions)),
+        }
     }
 
     /// Adds a handle; its number.
-    pub fn insert(&self, handle: Handle) -> u64 {
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+    pub fn insert(&self, handle: Handle) -> io::Result<u64> {
         // No holder of the lock can panic half way, so poison means nothing; and so below.
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(handle));
-        number
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= self.most {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        open.insert(number, Arc::new(handle));
+        Ok(number)
     }
 
     /// The handle of that number, which is the guest's word.
@@ -104,8 +123,9 @@ impl Handle {
             return Ok(file);
         }
         let name = descriptor_name(&self.file);
-        let flags = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
-        let file = open(descriptors, &name, flags | libc::O_WRONLY | libc::O_APPEND, 0)?;
+        let kept = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
+        let flags = kept | libc::O_WRONLY | libc::O_APPEND;
+        let file = permitted(|| open(&descriptors, &name, flags, 0))?;
         Ok(self.appending.get_or_init(|| file))
     }
 }

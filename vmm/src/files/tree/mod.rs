@@ -16,6 +16,7 @@
 
 mod attribute;
 mod begin;
+mod cached;
 mod credentials;
 mod data;
 mod directory;
@@ -23,6 +24,8 @@ mod entry;
 mod extended;
 mod file_system;
 mod handle;
+mod hold;
+mod identity;
 mod inode_flags;
 mod mounts;
 mod node;
@@ -31,6 +34,7 @@ mod own_process;
 mod position;
 mod statx;
 mod system;
+mod table;
 mod trusted;
 
 use std::ffi::CStr;
@@ -45,12 +49,13 @@ use fuse_backend_rs::api::filesystem::Entry;
 
 use super::FilesError;
 use super::message::{Extra, Header};
-use handle::Handles;
+use credentials::User;
+use handle::{Handle, Handles};
 use mounts::Mounts;
-use node::{Node, Nodes};
+use node::{Limits, Node, Nodes};
 use system::Status;
 
-/// How long the guest may believe names and attributes. Long enough that a burst of calls on one
+/// How long the guest may believe names and attributes at most. Long enough that a burst of calls on one
 /// file asks once; short enough that a change made on the host (a mounted volume, a ConfigMap) is
 /// seen as soon as anyone would look.
 const CACHE_TIME: Duration = Duration::from_secs(1);
@@ -82,9 +87,10 @@ impl Tree {
         if !status.is_folder() {
             return Err(FilesError::Folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
+        let limits = limits().map_err(FilesError::SetUp)?;
         Ok(Self {
-            nodes: Nodes::new(Node::new(root, &status)),
-            handles: Handles::default(),
+            nodes: Nodes::new(root, &status, limits),
+            handles: Handles::new(limits.handles),
             mounts: Mounts::new(volumes),
             descriptors,
             submounts: AtomicBool::new(false),
@@ -98,6 +104,7 @@ impl Tree {
 
     /// Answers a request that fuse-backend-rs does not know; the payload of the answer.
     pub fn handle_extra(&self, header: &Header, extra: Extra) -> io::Result<Vec<u8>> {
+        User::new(header.uid, header.gid).act();
         match extra {
             Extra::CopyFileRange { from, to, length } => self.copy_range(from, to, length),
             Extra::SyncFs => self.sync_file_system(header.node).map(|()| Vec::new()),
@@ -120,40 +127,87 @@ impl Tree {
         self.mounts.clear();
     }
 
-    fn node(&self, number: u64) -> io::Result<Arc<Node>> {
+    fn node(&self, number: u64) -> io::Result<Node> {
         self.nodes.get(number)
     }
 
-    /// Remembers the file behind `path` (`O_PATH`) as one more thing the guest has looked up.
-    fn remember(&self, parent: &Node, path: File) -> io::Result<Entry> {
+    /// Remembers the file behind `path` (`O_PATH`), which was found at `name` in `parent`, as one more
+    /// thing the guest has looked up.
+    fn remember(&self, parent: &Node, name: &CStr, path: File) -> io::Result<(Entry, Node)> {
         let status = Status::of(&path)?;
-        if status.mount != parent.key.mount {
-            self.mounts.enter(parent.key.mount, &path, &status)?;
+        if status.mount != parent.mount {
+            self.mounts.enter(parent.mount, &path, &status)?;
         }
         self.mounts.admit(&parent.file, &path, &status)?;
-        let mut attr_flags = 0;
-        if status.is_folder()
-            && status.mount != parent.key.mount
-            && self.submounts.load(Ordering::Relaxed)
-        {
-            attr_flags = ATTRIBUTE_SUBMOUNT;
+        let submount = status.is_folder()
+            && status.mount != parent.mount
+            && self.submounts.load(Ordering::Relaxed);
+        let node = self.nodes.remember(parent, name, path, &status, submount)?;
+        let mut entry = self.entry(parent, &node, status);
+        if submount {
+            entry.attr_flags = ATTRIBUTE_SUBMOUNT;
         }
-        let inode = self.nodes.remember(path, &status);
-        Ok(Entry {
-            inode,
-            generation: 0,
-            attr: status.into(),
-            attr_flags,
-            attr_timeout: CACHE_TIME,
-            entry_timeout: self.entry_time(parent),
-        })
+        Ok((entry, node))
     }
 
-    /// In the folder's own mount, mounts come and go as containers do: names there are asked for each
-    /// time. Few paths lead through it, as a container's root is a mount below.
-    fn entry_time(&self, parent: &Node) -> Duration {
-        if parent.key.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
+    /// Returns what the guest is told of `node`, which was looked up in `parent`.
+    fn entry(&self, parent: &Node, node: &Node, status: Status) -> Entry {
+        Entry {
+            inode: node.number,
+            generation: 0,
+            attr: node.domain.attributes(status),
+            attr_flags: 0,
+            attr_timeout: self.attribute_time(&status),
+            entry_timeout: self.entry_time(parent),
+        }
     }
+
+    /// Takes a file that was opened for `node` among the handles; the handle's number.
+    fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
+        let file = Arc::clone(&handle.file);
+        let number = self.handles.insert(handle)?;
+        let known = self.nodes.opened(node.number, &file);
+        known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
+    }
+
+    /// Returns how long the guest may believe a name in `parent`, that there is none too.
+    ///
+    /// In the folder's own mount, mounts come and go as containers do; few paths lead through it, as a
+    /// container's root is a mount below. On volumes the host works at the same time. Names of both are
+    /// asked for each time, and the answer brings the attributes.
+    fn entry_time(&self, parent: &Node) -> Duration {
+        let shared = parent.mount == self.nodes.root_mount() || self.mounts.of(parent.mount).volume;
+        if shared { Duration::ZERO } else { CACHE_TIME }
+    }
+
+    /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
+    /// the guest it is a mount.
+    fn attribute_time(&self, status: &Status) -> Duration {
+        let traits = self.mounts.of(status.mount);
+        if traits.volume && traits.single { Duration::ZERO } else { CACHE_TIME }
+    }
+}
+
+/// Descriptors beside those that the guest makes the server hold.
+const OWN_DESCRIPTORS: usize = 256;
+
+/// Descriptors that are held at most for nodes that were used lately: each keeps a part of the host's
+/// caches from being reclaimed.
+const MOST_HELD: usize = 8192;
+
+/// Nodes that the guest may make the server remember: as many as fit into 4 GiB of a guest's memory,
+/// where each takes 1 KiB at least.
+const MOST_NODES: usize = 4 << 20;
+
+/// Returns what the process can afford by its limit of descriptors.
+fn limits() -> io::Result<Limits> {
+    let descriptors = system::descriptor_limit()?.saturating_sub(OWN_DESCRIPTORS);
+    Ok(Limits {
+        nodes: MOST_NODES,
+        held: (descriptors / 4).min(MOST_HELD),
+        pinned: descriptors / 8,
+        handles: descriptors / 2,
+    })
 }
 
 /// One component, and not a way up.

@@ -1,44 +1,62 @@
-//! The files that the guest remembers.
+//! The files that the guest remembers, and the way to each.
+//!
+//! A node is a name in another node. No descriptor is held for it beyond those that were used lately:
+//! it is opened again name by name, and what is found is compared with what was there before
+//! ([`Identity`]). If that is another file, the node is gone (`ESTALE`), and the guest's kernel looks
+//! its path up anew. So the guest may remember as many files as it likes, and no node ever leads to
+//! another file than it did.
+//!
+//! Names are one node only if the host's kernel has one inode for them. A file that was unlinked goes
+//! on through the descriptors that are open; if there are none, through one that is kept for it.
 
-use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
-use super::open::Cached;
-use super::system::Status;
+use super::credentials::permitted;
+use super::hold::Held;
+use super::identity::{Domain, Identity, same_file, same_inode};
+use super::system::{Status, open_path};
+use super::table::{Found, Known, Place, Table};
 
-/// The number of the shared folder itself (`FUSE_ROOT_ID`).
-pub const ROOT: u64 = 1;
+/// How often a lookup begins anew because others changed what it found.
+const TRIES: usize = 4;
 
-/// What makes two descriptors the same file. The mount counts: the same file bound to two places is
-/// two nodes, as each place has its own parent and may be read-only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The mount it was reached through.
-    pub mount: u64,
-    device: u64,
-    inode: u64,
+/// How much the guest may make the server hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Nodes. Each costs some 500 bytes and three times its name.
+    pub nodes: usize,
+    /// Descriptors of nodes that were used lately.
+    pub held: usize,
+    /// Descriptors of nodes that were unlinked and are not open.
+    pub pinned: usize,
+    /// Open files and directories.
+    pub handles: usize,
 }
 
-/// A file held by an `O_PATH` descriptor, so that its inode number cannot be given to another.
-#[derive(Debug)]
+/// A file with a descriptor of it.
+#[derive(Debug, Clone)]
 pub struct Node {
-    /// The descriptor.
-    pub file: File,
-    /// Its identity.
-    pub key: Key,
+    /// The number that the guest knows.
+    pub number: u64,
+    /// A descriptor, `O_PATH` or one that was opened for the content.
+    pub file: Arc<File>,
+    /// The file system that it belongs to in the guest.
+    pub domain: Arc<Domain>,
+    /// The mount of a directory.
+    pub mount: u64,
     /// `S_IFMT` bits; they never change.
     kind: u32,
-    /// What the guest's kernel may have in its cache.
-    pub cached: Cached,
 }
 
 impl Node {
-    /// Holds `file` (`O_PATH`), of which `status` is told.
-    pub fn new(file: File, status: &Status) -> Self {
-        let key = Key { mount: status.mount, device: status.device, inode: status.inode() };
-        Self { file, key, kind: status.mode() & libc::S_IFMT, cached: Cached::default() }
+    fn of(number: u64, known: &Known, file: Arc<File>) -> Self {
+        let (mount, kind) = (known.identity.mount(), known.identity.kind());
+        Self { number, file, domain: Arc::clone(&known.domain), mount, kind }
     }
 
     /// A folder or a regular file: what may be opened for its content.
@@ -53,30 +71,65 @@ impl Node {
 }
 
 /// All nodes, by their number (the guest's `nodeid`).
+#[derive(Debug)]
 pub struct Nodes {
-    state: RwLock<State>,
+    table: RwLock<Table>,
+    held: Mutex<Held>,
+    /// Written to from before a rename until the table follows it: names lead nowhere meanwhile.
+    renames: RwLock<()>,
+    next_domain: AtomicU64,
     root_mount: u64,
+    limits: Limits,
 }
 
-struct State {
-    known: HashMap<u64, Known>,
-    numbers: HashMap<Key, u64>,
-    next: u64,
+/// Whether a name is one of a node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    Other,
+    /// It cannot be compared: the node is not where it was, or the host refuses.
+    Unknown,
 }
 
-struct Known {
-    node: Arc<Node>,
-    /// How often the guest was told of it, less how often it forgot.
-    lookups: u64,
+/// What a name was before it is removed or renamed.
+#[derive(Debug)]
+pub struct Before {
+    place: Place,
+    node: Option<Node>,
+}
+
+fn stale() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESTALE)
 }
 
 impl Nodes {
     /// Only the root, which is never forgotten.
-    pub fn new(root: Node) -> Self {
-        let root_mount = root.key.mount;
-        let numbers = HashMap::from([(root.key, ROOT)]);
-        let known = HashMap::from([(ROOT, Known { node: Arc::new(root), lookups: 1 })]);
-        Self { state: RwLock::new(State { known, numbers, next: ROOT + 1 }), root_mount }
+    pub fn new(root: File, status: &Status, limits: Limits) -> Self {
+        Self {
+            table: RwLock::new(Table::new(
+                Identity::of(status),
+                Arc::new(Domain::new(0, status.device)),
+                Arc::new(root),
+            )),
+            held: Mutex::new(Held::new(limits.held)),
+            renames: RwLock::default(),
+            next_domain: AtomicU64::new(1),
+            root_mount: status.mount,
+            limits,
+        }
+    }
+
+    // No holder of these locks can panic half way, so poison means nothing.
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The mount that the shared folder itself is on.
@@ -84,72 +137,340 @@ impl Nodes {
         self.root_mount
     }
 
-    /// The node of that number, if the guest may know it.
-    pub fn get(&self, number: u64) -> io::Result<Arc<Node>> {
-        // No holder of the lock can panic half way, so poison means nothing; and so below.
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let known = state.known.get(&number);
-        known
-            .map(|known| Arc::clone(&known.node))
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    /// Returns the node of that number, if the guest may know it and the file is still there.
+    pub fn get(&self, number: u64) -> io::Result<Node> {
+        if let Some(node) = self.at_hand(number)? {
+            return Ok(node);
+        }
+        self.walk(number).or_else(|_| {
+            // A rename may have been between the host and the table.
+            let _still = self.renames.read().unwrap_or_else(PoisonError::into_inner);
+            self.walk(number)
+        })
     }
 
-    /// Counts one more lookup of the file; its number.
-    pub fn remember(&self, file: File, status: &Status) -> u64 {
-        let node = Node::new(file, status);
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = state.numbers.get(&node.key).copied()
-            && let Some(known) = state.known.get_mut(&number)
-        {
-            known.lookups = known.lookups.saturating_add(1);
-            return number;
+    /// Returns the node if a descriptor of it is open.
+    fn at_hand(&self, number: u64) -> io::Result<Option<Node>> {
+        let path = {
+            let table = self.table();
+            let known = table.get(number).ok_or_else(stale)?;
+            match known.path() {
+                Some(file) => Node::of(number, known, file),
+                None => {
+                    let file = known.descriptor();
+                    return Ok(file.map(|file| Node::of(number, known, file)));
+                }
+            }
+        };
+        self.keep(&path);
+        Ok(Some(path))
+    }
+
+    /// Keeps the node's `O_PATH` descriptor, as it was used.
+    fn keep(&self, node: &Node) {
+        let gone = self.held().keep(node.number, &node.file);
+        // Without the lock.
+        drop(gone);
+    }
+
+    /// Opens the node by one of the places where it was found.
+    fn walk(&self, number: u64) -> io::Result<Node> {
+        let places = self.table().get(number).ok_or_else(stale)?.places.clone();
+        let mut result = Err(stale());
+        for (folder, name) in places {
+            result = self.folder(folder).and_then(|folder| self.step(&folder, &name, number));
+            if result.is_ok() {
+                break;
+            }
         }
-        let number = state.next;
-        state.next += 1;
-        state.numbers.insert(node.key, number);
-        state.known.insert(number, Known { node: Arc::new(node), lookups: 1 });
-        number
+        // "No such file" would be an answer about the guest's name; the node is what is gone.
+        result.map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => stale(),
+            _ => error,
+        })
+    }
+
+    /// Opens a directory from the nearest one above it that is at hand.
+    fn folder(&self, number: u64) -> io::Result<Node> {
+        let mut way = Vec::new();
+        let mut at = number;
+        let mut node = loop {
+            if let Some(node) = self.at_hand(at)? {
+                break node;
+            }
+            let table = self.table();
+            let (above, name) =
+                table.get(at).and_then(|known| known.places.first()).ok_or_else(stale)?;
+            // Longer than all nodes is a circle, of moves on the host that were seen in another order.
+            if way.len() > table.len() {
+                return Err(stale());
+            }
+            way.push((at, Arc::clone(name)));
+            at = *above;
+        };
+        for (number, name) in way.into_iter().rev() {
+            node = self.step(&node, &name, number)?;
+        }
+        Ok(node)
+    }
+
+    /// Opens one name, which must lead to the node that it led to before.
+    fn step(&self, folder: &Node, name: &CStr, number: u64) -> io::Result<Node> {
+        let path = Arc::new(self.open_path(&folder.file, name)?);
+        let identity = Identity::of(&Status::of(&path)?);
+        let same = self.table().get(number).ok_or_else(stale)?.identity == identity;
+        if !same && !self.is_still(number, &identity, &path)? {
+            return Err(stale());
+        }
+        self.reached(number, &path)
+    }
+
+    /// Whether what looks different is the node all the same: just copied up.
+    fn is_still(&self, number: u64, now: &Identity, path: &File) -> io::Result<bool> {
+        let (before, descriptor) = {
+            let table = self.table();
+            let known = table.get(number).ok_or_else(stale)?;
+            (known.identity, known.descriptor())
+        };
+        let same = before.is_at(now, path)
+            || before.kind() == now.kind()
+                // The same directory mounted again is another.
+                && before.mount() == now.mount()
+                && descriptor.is_some_and(|file| same_inode(&file, path).unwrap_or(false));
+        if same {
+            self.change().changed(number, *now);
+        }
+        Ok(same)
+    }
+
+    /// Notes the node's `O_PATH` descriptor, and keeps it as long as it is used.
+    fn reached(&self, number: u64, file: &Arc<File>) -> io::Result<Node> {
+        let node = {
+            let table = self.table();
+            let known = table.get(number).ok_or_else(stale)?;
+            Node::of(number, known, known.reached(file))
+        };
+        self.keep(&node);
+        Ok(node)
+    }
+
+    /// Notes a descriptor that was opened for the content, and is somebody else's.
+    pub fn opened(&self, number: u64, file: &Arc<File>) -> io::Result<()> {
+        self.table().get(number).ok_or_else(stale)?.opened(file);
+        Ok(())
+    }
+
+    /// Notes that the guest opens the node, whose status is told. Returns whether its kernel may keep
+    /// what it has in its cache.
+    pub fn keeps_cache(&self, number: u64, status: &Status) -> bool {
+        let table = self.table();
+        table.get(number).is_some_and(|known| known.cached.keep(status, SystemTime::now()))
+    }
+
+    /// Opens a name, by letting go of descriptors if there are too many.
+    pub fn open_path(&self, folder: &File, name: &CStr) -> io::Result<File> {
+        permitted(|| open_path(folder, name)).or_else(|error| match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => {
+                let gone = self.held().clear();
+                drop(gone);
+                permitted(|| open_path(folder, name))
+            }
+            _ => Err(error),
+        })
+    }
+
+    /// Counts one more lookup of the file behind `path` (`O_PATH`), which was found at `name` in
+    /// `folder`. `submount` says that it is a file system of its own to the guest.
+    pub fn remember(
+        &self,
+        folder: &Node,
+        name: &CStr,
+        path: File,
+        status: &Status,
+        submount: bool,
+    ) -> io::Result<Node> {
+        let place = (folder.number, Arc::from(name));
+        self.remember_at(Some(&place), folder, path, status, submount)
+    }
+
+    /// Counts one more lookup of a new file that has no name.
+    pub fn remember_nameless(
+        &self,
+        folder: &Node,
+        path: File,
+        status: &Status,
+    ) -> io::Result<Node> {
+        self.remember_at(None, folder, path, status, false)
+    }
+
+    fn remember_at(
+        &self,
+        place: Option<&Place>,
+        folder: &Node,
+        path: File,
+        status: &Status,
+        submount: bool,
+    ) -> io::Result<Node> {
+        let identity = Identity::of(status);
+        let path = Arc::new(path);
+        let domain = (!submount).then(|| folder.domain.number());
+        let alone = status.links() < 2;
+        let mut verdict = None;
+        for _ in 0..TRIES {
+            let mut table = self.change();
+            let found = place.map_or(Found::New, |place| table.find(place, &identity, domain));
+            let told = |number| verdict.and_then(|(of, verdict)| (of == number).then_some(verdict));
+            match (&found, place) {
+                (Found::Same(number), _) => {
+                    table.looked_up(*number);
+                    drop(table);
+                    return self.reached(*number, &path);
+                }
+                (Found::Like(number), Some(place)) if told(*number) == Some(Verdict::Same) => {
+                    table.looked_up(*number);
+                    table.put(place.clone(), *number, alone);
+                    drop(table);
+                    return self.reached(*number, &path);
+                }
+                (Found::Changed(number) | Found::Like(number), _) if told(*number).is_none() => {}
+                (Found::Like(number), _) => {
+                    let parted = told(*number) == Some(Verdict::Other) && !alone;
+                    return self.add(table, place, folder, (path, status), submount, parted);
+                }
+                _ => return self.add(table, place, folder, (path, status), submount, false),
+            }
+            drop(table);
+            // Compared without the lock, and looked for again.
+            verdict = match found {
+                Found::Changed(number) => {
+                    let same = self.is_still(number, &identity, &path)?;
+                    (!same).then_some((number, Verdict::Other))
+                }
+                Found::Like(number) => {
+                    Some((number, self.compare(number, &identity, &path, alone)))
+                }
+                Found::Same(_) | Found::New => None,
+            };
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Compares a file that looks like node `number`, but was found elsewhere, with it.
+    fn compare(&self, number: u64, identity: &Identity, path: &File, alone: bool) -> Verdict {
+        let moved = (alone || identity.kind() == libc::S_IFDIR) && identity.has_birth();
+        match self.get(number).and_then(|node| same_file(&node.file, path)) {
+            Ok(true) => Verdict::Same,
+            Ok(false) => Verdict::Other,
+            // Moved on the host, if its number was not given to a new file. Of a file with several
+            // names another may have been meant.
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) && moved => Verdict::Same,
+            Err(_) => Verdict::Unknown,
+        }
+    }
+
+    fn add(
+        &self,
+        mut table: RwLockWriteGuard<'_, Table>,
+        place: Option<&Place>,
+        folder: &Node,
+        (path, status): (Arc<File>, &Status),
+        submount: bool,
+        parted: bool,
+    ) -> io::Result<Node> {
+        if table.len() >= self.limits.nodes {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let domain = if submount {
+            let number = self.next_domain.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Domain::new(number, status.device))
+        } else {
+            Arc::clone(&folder.domain)
+        };
+        let identity = Identity::of(status);
+        let number = table.add(place.cloned(), identity, domain, parted).ok_or_else(stale)?;
+        drop(table);
+        self.reached(number, &path)
+    }
+
+    /// Notes the file's status after a change that may have copied it up.
+    pub fn observe(&self, node: &Node, status: &Status) {
+        let identity = Identity::of(status);
+        let differs = {
+            let table = self.table();
+            table.get(node.number).is_some_and(|known| known.identity != identity)
+        };
+        if differs {
+            self.change().changed(node.number, identity);
+        }
+    }
+
+    /// Looks at what a name is before it is removed or renamed.
+    pub fn before(&self, folder: &Node, name: &CStr) -> Before {
+        let place = (folder.number, Arc::from(name));
+        let number = self.table().at(&place);
+        let node = number.and_then(|number| self.get(number).ok());
+        Before { place, node }
+    }
+
+    /// Notes that the name was removed.
+    pub fn removed(&self, before: Before) {
+        let mut table = self.change();
+        let descriptor = self.to_pin(&table, &before);
+        table.take(&before.place, descriptor);
+    }
+
+    fn to_pin(&self, table: &Table, before: &Before) -> Option<Arc<File>> {
+        let node = before.node.as_ref()?;
+        (table.pinned() < self.limits.pinned).then(|| Arc::clone(&node.file))
+    }
+
+    /// Renames by `rename`, and follows it.
+    pub fn rename(
+        &self,
+        from: (&Node, &CStr),
+        to: (&Node, &CStr),
+        exchange: bool,
+        rename: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (from, to) = (self.before(from.0, from.1), self.before(to.0, to.1));
+        {
+            let _alone = self.renames.write().unwrap_or_else(PoisonError::into_inner);
+            rename()?;
+            let mut table = self.change();
+            let over = self.to_pin(&table, &to);
+            table.moved(from.place, to.place, exchange, over);
+        }
+        // Moving copies up.
+        for node in [from.node, to.node].into_iter().flatten() {
+            if let Ok(status) = Status::of(&node.file) {
+                self.observe(&node, &status);
+            }
+        }
+        Ok(())
     }
 
     /// Takes back `lookups` lookups of each node; those the guest no longer knows are let go.
     pub fn forget(&self, list: impl IntoIterator<Item = (u64, u64)>) {
         let mut gone = Vec::new();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        for (number, lookups) in list {
-            let Some(known) = state.known.get_mut(&number).filter(|_| number != ROOT) else {
-                continue;
-            };
-            // The count is the guest's word.
-            known.lookups = known.lookups.saturating_sub(lookups);
-            if known.lookups == 0
-                && let Some(known) = state.known.remove(&number)
-            {
-                state.numbers.remove(&known.node.key);
-                gone.push(known);
+        {
+            let mut table = self.change();
+            for (number, lookups) in list {
+                table.forget(number, lookups, &mut gone);
             }
+            table.shrink();
         }
-        state.shrink();
+        let descriptors: Vec<_> = {
+            let mut held = self.held();
+            gone.iter().map(|(number, _)| held.remove(*number)).collect()
+        };
         // Closing descriptors can take long.
-        drop(state);
-        drop(gone);
+        drop((gone, descriptors));
     }
 
     /// Forgets all but the root.
     pub fn clear(&self) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.known.retain(|number, _| *number == ROOT);
-        state.numbers.retain(|_, number| *number == ROOT);
-        state.shrink();
-    }
-}
-
-impl State {
-    /// A guest that walked a large tree once should not cost its memory for ever.
-    fn shrink(&mut self) {
-        let count = self.known.len();
-        if self.known.capacity() > 1024 + 4 * count {
-            self.known.shrink_to(2 * count);
-            self.numbers.shrink_to(2 * count);
-        }
+        let gone = self.change().clear();
+        let held = self.held().clear();
+        drop((gone, held));
     }
 }

@@ -57,6 +57,14 @@ fn read_link_of(folder: libc::c_int, name: &CStr) -> io::Result<Vec<u8>> {
     Ok(target)
 }
 
+/// Returns how many descriptors the process may have.
+pub fn descriptor_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is written to, and is ours.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
 /// What statx(2) says.
 #[derive(Clone, Copy)]
 pub struct Status {
@@ -95,6 +103,19 @@ impl Status {
     /// Number within its file system.
     pub fn inode(&self) -> u64 {
         self.raw.stx_ino
+    }
+
+    /// Number of names.
+    pub fn links(&self) -> u32 {
+        self.raw.stx_nlink
+    }
+
+    /// Time of birth; zeroes if the file system keeps none.
+    pub fn born(&self) -> (i64, u32) {
+        if self.raw.stx_mask & libc::STATX_BTIME == 0 {
+            return (0, 0);
+        }
+        (self.raw.stx_btime.tv_sec, self.raw.stx_btime.tv_nsec)
     }
 
     /// Whether it is a folder.

@@ -11,6 +11,7 @@ pub(super) const FOLDER: &[Allowed] = &[
     any(Sysno::chroot, "making the shared folder the root; the right to is gone then"),
     any(Sysno::fstat, "Landlock: whether the folder is one (newer C libraries)"),
     any(Sysno::newfstatat, "Landlock: whether the folder is one (older C libraries)"),
+    any(Sysno::prlimit64, "how many descriptors there can be"),
     any(Sysno::landlock_create_ruleset, "allowing the shared folder and nothing else"),
     any(Sysno::landlock_add_rule, "allowing the shared folder and nothing else"),
     any(Sysno::landlock_restrict_self, "allowing the shared folder and nothing else"),
@@ -28,8 +29,8 @@ pub(super) const SERVER: &[Allowed] = &[
     any(Sysno::fchdir, "the folder of its descriptors"),
     any(Sysno::umask, "the asking process's mask, where access lists need it"),
     any(Sysno::geteuid, "whether it is root, as in the jail"),
-    any(Sysno::setfsuid, "creating as the asking user"),
-    any(Sysno::setfsgid, "creating as the asking group"),
+    any(Sysno::setfsuid, "acting as the asking user"),
+    any(Sysno::setfsgid, "acting as the asking group"),
     any(Sysno::capget, "which rights there are, before one is dropped for a write"),
     any(Sysno::capset, "dropping a right for a write, and getting it back"),
     with(
@@ -40,6 +41,8 @@ pub(super) const SERVER: &[Allowed] = &[
     // Names. All of them are one component, and no link is followed but those of its descriptors.
     any(Sysno::openat, "looking up, opening"),
     any(Sysno::statx, "attributes"),
+    any(Sysno::inotify_init1, "whether two names are of one inode"),
+    any(Sysno::inotify_add_watch, "whether two names are of one inode"),
     any(Sysno::readlinkat, "reading a link"),
     any(Sysno::mkdirat, "making a folder"),
     any(Sysno::mknodat, "making a file, FIFO, socket or device"),

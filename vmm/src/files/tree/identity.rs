@@ -1,0 +1,162 @@
+//! What makes two looks at the host's files looks at one file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use super::credentials::permitted;
+use super::system::{Status, check, descriptor_name};
+
+/// File systems on which device and inode number name one inode as long as it lives: ext2 to ext4, XFS,
+/// Btrfs, tmpfs and F2FS. On overlayfs they do not: linked names of a lower layer have one number until a
+/// copy-up parts them.
+const EXACT: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAY: i64 = 0x794c_7630;
+
+/// Device, inode number, time of birth and type of a file, and for a directory its mount: the same
+/// directory bound to two places is two, as each has a parent of its own.
+///
+/// A number is given to a new file when the old one is gone; the time of birth tells the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    born: (i64, u32),
+    kind: u32,
+    mount: u64,
+}
+
+impl Identity {
+    /// Returns the identity of the file of that status.
+    pub fn of(status: &Status) -> Self {
+        Self {
+            device: status.device,
+            inode: status.inode(),
+            born: status.born(),
+            kind: status.mode() & libc::S_IFMT,
+            mount: if status.is_folder() { status.mount } else { 0 },
+        }
+    }
+
+    /// Returns the `S_IFMT` bits, which never change.
+    pub fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// Returns the mount of a directory.
+    pub fn mount(&self) -> u64 {
+        self.mount
+    }
+
+    /// Whether the file system says when a file was made, so that a reused number is noticed.
+    pub fn has_birth(&self) -> bool {
+        self.born != (0, 0)
+    }
+
+    /// Whether the file behind `path`, of identity `now` and found where `self` was, is `self`. On
+    /// overlayfs with layers of several file systems, a directory's number lasts only as long as the
+    /// kernel caches the directory.
+    pub fn is_at(&self, now: &Self, path: &File) -> bool {
+        if self == now {
+            return true;
+        }
+        self.kind == libc::S_IFDIR
+            && self.has_birth()
+            && Self { inode: now.inode, ..*self } == *now
+            && file_system(path).is_ok_and(|kind| kind == OVERLAY)
+    }
+}
+
+/// Whether two descriptors are of one inode of the host's kernel. Both are of the same device and inode
+/// number.
+pub fn same_file(one: &File, other: &File) -> io::Result<bool> {
+    if EXACT.contains(&file_system(one)?) {
+        return Ok(true);
+    }
+    same_inode(one, other)
+}
+
+/// Whether two descriptors are of one inode of the host's kernel, whatever their numbers say.
+///
+/// A watch belongs to an inode in memory, and watching it twice gives the same number. The watches live
+/// for this comparison only, as a user may have few of them.
+pub fn same_inode(one: &File, other: &File) -> io::Result<bool> {
+    // SAFETY: plain flags.
+    let watcher = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })?;
+    // SAFETY: just opened, so nobody else owns it.
+    let watcher = unsafe { OwnedFd::from_raw_fd(watcher) };
+    let watch = |file: &File| {
+        let name = descriptor_name(file);
+        permitted(|| {
+            // SAFETY: the name is terminated; the link followed is the one in /proc.
+            check(unsafe {
+                libc::inotify_add_watch(watcher.as_raw_fd(), name.as_ptr(), libc::IN_DELETE_SELF)
+            })
+        })
+    };
+    Ok(watch(one)? == watch(other)?)
+}
+
+fn file_system(file: &File) -> io::Result<i64> {
+    let mut status = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
+    // SAFETY: `status` has room for one result.
+    check(unsafe { libc::fstatfs64(file.as_raw_fd(), status.as_mut_ptr()) })?;
+    // SAFETY: zeroed is a valid value, and the call has written over it.
+    Ok(unsafe { status.assume_init() }.f_type)
+}
+
+/// What is one file system to the guest: a mount of the share, with what lies on it.
+#[derive(Debug)]
+pub struct Domain {
+    number: u64,
+    device: u64,
+    others: Mutex<Vec<u64>>,
+}
+
+/// Bits of an inode number that are left to the host's file system if there are several in a domain.
+const NUMBER_BITS: u32 = 56;
+
+impl Domain {
+    /// A domain whose root is on `device`.
+    pub fn new(number: u64, device: u64) -> Self {
+        Self { number, device, others: Mutex::default() }
+    }
+
+    /// Returns the number, which no other domain of the server has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns the inode number that the guest sees. To it all of the domain is one device, so files of
+    /// another device (an overlay's layers can be on several, a bound file on any) must not have a
+    /// number of the root's.
+    pub fn inode(&self, status: &Status) -> u64 {
+        let inode = status.inode();
+        if status.device == self.device {
+            return inode;
+        }
+        // No holder of the lock can panic half way, so poison means nothing.
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = others.iter().position(|device| *device == status.device);
+        let index = known.unwrap_or_else(|| {
+            others.push(status.device);
+            others.len() - 1
+        });
+        let prefix = (index as u64 + 1) << NUMBER_BITS;
+        inode ^ prefix
+    }
+
+    /// Returns the status as the guest sees it.
+    pub fn shown(&self, mut status: Status) -> Status {
+        status.raw.stx_ino = self.inode(&status);
+        status
+    }
+
+    /// Returns the attributes as the guest sees them.
+    pub fn attributes(&self, status: Status) -> libc::stat64 {
+        self.shown(status).into()
+    }
+}
