@@ -26,8 +26,8 @@ mod size;
 
 pub use husk_agent_protocols::agent::{InterfaceUse, StatContainerResponse as Statistics};
 
-pub use bounds::Bounds;
 pub use crate::apart::HostMounts;
+pub use bounds::Bounds;
 pub use container::{Container, CreateRequest, Follower, GuestProcess};
 pub use error::ContainerError;
 pub use exec::{Exec, ExecRequest};

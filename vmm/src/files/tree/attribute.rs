@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::SetattrValid;
 
+use super::Tree;
 use super::credentials::{permitted, without_fsetid};
 use super::system::{Status, check, descriptor_name};
-use super::{CACHE_TIME, Tree};
 
 impl Tree {
     pub(super) fn attributes(&self, node: u64) -> io::Result<(libc::stat64, Duration)> {

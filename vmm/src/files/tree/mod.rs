@@ -56,7 +56,7 @@ use mounts::Mounts;
 use node::{Limits, Node, Nodes};
 use system::Status;
 
-/// How long the guest may believe names and attributes. Long enough that a burst of calls on one
+/// How long the guest may believe names and attributes at most. Long enough that a burst of calls on one
 /// file asks once; short enough that a change made on the host (a mounted volume, a ConfigMap) is
 /// seen as soon as anyone would look.
 const CACHE_TIME: Duration = Duration::from_secs(1);
@@ -168,7 +168,7 @@ impl Tree {
             generation: 0,
             attr: node.domain.show(status).into(),
             attr_flags: 0,
-            attr_timeout: CACHE_TIME,
+            attr_timeout: self.attribute_time(&status),
             entry_timeout: self.entry_time(parent),
         }
     }
@@ -181,10 +181,21 @@ impl Tree {
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
 
-    /// In the folder's own mount, mounts come and go as containers do: names there are asked for each
-    /// time. Few paths lead through it, as a container's root is a mount below.
+    /// Returns how long the guest may believe a name in `parent`, that there is none too.
+    ///
+    /// In the folder's own mount, mounts come and go as containers do; few paths lead through it, as a
+    /// container's root is a mount below. On volumes the host works at the same time. Names of both are
+    /// asked for each time, and the answer brings the attributes.
     fn entry_time(&self, parent: &Node) -> Duration {
-        if parent.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
+        let shared = parent.mount == self.nodes.root_mount() || self.mounts.of(parent.mount).volume;
+        if shared { Duration::ZERO } else { CACHE_TIME }
+    }
+
+    /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
+    /// the guest it is a mount.
+    fn attribute_time(&self, status: &Status) -> Duration {
+        let traits = self.mounts.of(status.mount);
+        if traits.volume && traits.single { Duration::ZERO } else { CACHE_TIME }
     }
 }
 

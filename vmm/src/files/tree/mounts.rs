@@ -27,6 +27,8 @@ pub struct Traits {
     /// The mount is a volume, or lies below one, and so belongs to the host. Other mounts belong to
     /// the sandbox alone.
     pub volume: bool,
+    /// The mount is one file.
+    pub single: bool,
     /// A file's size is not the size of its content: the kernel or a FUSE server makes the content
     /// when it is read.
     pub made_on_reading: bool,
@@ -113,6 +115,7 @@ fn traits(path: &File, status: &Status) -> io::Result<Traits> {
         if kind == PROC && status.is_folder() { own_process::number_in(path) } else { None };
     Ok(Traits {
         volume: false,
+        single: !status.is_folder(),
         made_on_reading: may_wait || kind == FUSE,
         may_wait: may_wait && kind != FUSE,
         own_process,

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use super::cached::Cached;
 use super::credentials::permitted;
@@ -270,6 +271,13 @@ impl Nodes {
     pub fn opened(&self, number: u64, file: &Arc<File>) -> io::Result<()> {
         self.table().get(number).ok_or_else(stale)?.opened(file);
         Ok(())
+    }
+
+    /// Notes that the guest opens the node, whose status is told. Returns whether its kernel may keep
+    /// what it has in its cache.
+    pub fn keeps_cache(&self, number: u64, status: &Status) -> bool {
+        let table = self.table();
+        table.get(number).is_some_and(|known| known.cached.keep(status, SystemTime::now()))
     }
 
     /// Opens a name, by letting go of descriptors if there are too many.

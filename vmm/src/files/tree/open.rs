@@ -79,7 +79,7 @@ impl Tree {
         let (handle, mut options) = self.open_content(&node, flags, kill_privileges)?;
         // Cached content stays good as long as the times and the size do; else each start of a program
         // would fetch its libraries again.
-        if options.is_empty() && node.cached.keep(&Status::of(&handle.file)?, SystemTime::now()) {
+        if options.is_empty() && self.nodes.keeps_cache(number, &Status::of(&handle.file)?) {
             options |= OpenOptions::KEEP_CACHE;
         }
         Ok((self.opened(&node, handle)?, options))

@@ -35,6 +35,8 @@ pub struct Known {
     children: u64,
     /// Where it was found, in the order in which it was. A directory has one place.
     pub places: Vec<Place>,
+    /// What the guest's kernel may have in its cache.
+    pub cached: Cached,
     /// The `O_PATH` descriptor of the file, as long as somebody else holds it.
     path: Mutex<Weak<File>>,
     /// Descriptors that were opened for the content, as long as somebody else holds them.
@@ -85,6 +87,7 @@ impl Known {
             lookups: 1,
             children: 0,
             places: Vec::new(),
+            cached: Cached::default(),
             path: Mutex::default(),
             open: Mutex::default(),
             pinned: None,
