@@ -24,7 +24,7 @@ use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, sanitize};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
-use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, Volumes};
+use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
 use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 

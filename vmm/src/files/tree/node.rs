@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
-use super::cached::Cached;
 use super::credentials::permitted;
 use super::hold::Held;
 use super::identity::{Domain, Identity};
@@ -53,8 +52,6 @@ pub struct Node {
     pub mount: u64,
     /// `S_IFMT` bits; they never change.
     kind: u32,
-    /// What the guest's kernel may have in its cache.
-    pub cached: Arc<Cached>,
 }
 
 impl Node {
@@ -65,7 +62,6 @@ impl Node {
             domain: Arc::clone(&known.domain),
             mount: known.mount,
             kind: known.identity.kind(),
-            cached: Arc::clone(&known.cached),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Opening files for their content.
 
 use std::io;
-use std::time::SystemTime;
 
 use fuse_backend_rs::api::filesystem::OpenOptions;
 

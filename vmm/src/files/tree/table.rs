@@ -25,8 +25,6 @@ pub struct Known {
     pub identity: Identity,
     /// The mount that it was found on first.
     pub mount: u64,
-    /// What the guest's kernel may have in its cache.
-    pub cached: Arc<Cached>,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
     /// How often the guest was told of it, less how often it forgot.
@@ -82,7 +80,6 @@ impl Known {
         Self {
             identity,
             mount,
-            cached: Arc::default(),
             domain,
             lookups: 1,
             children: 0,
