@@ -59,6 +59,20 @@ pub struct SandboxSpec {
 pub struct SandboxProcess {
     #[serde(default, rename = "oomScoreAdj")]
     oom_score_adj: Option<i32>,
+    capabilities: Option<SandboxCapabilities>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct SandboxCapabilities {
+    bounding: Option<Vec<String>>,
+}
+
+impl SandboxProcess {
+    /// Whether the process may make files immutable and append-only.
+    fn has_immutable_flags(&self) -> bool {
+        let bounding = self.capabilities.as_ref().and_then(|sets| sets.bounding.as_ref());
+        bounding.is_some_and(|names| names.iter().any(|name| name == "CAP_LINUX_IMMUTABLE"))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,6 +224,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         _ => Limits::default(),
     };
     let shared_memory = spec.mounts.iter().find_map(SandboxMount::shared_memory);
+    let immutable_flags = spec.process.as_ref().is_some_and(SandboxProcess::has_immutable_flags);
     // Docker lays out that file, and knows later than now which name server to name in it.
     let resolver = spec.mounts.iter().any(SandboxMount::is_resolver_file);
     Ok(SandboxRequest {
@@ -227,6 +242,7 @@ pub fn request(blank: Blank, spec: SandboxSpec) -> Result<SandboxRequest, Sandbo
         pod_limits,
         mounts: blank.mounts,
         shared_memory: shared_memory.unwrap_or(0),
+        immutable_flags,
         etc: None,
         oom_score: spec.process.and_then(|process| process.oom_score_adj),
         socket: Some(blank.socket),

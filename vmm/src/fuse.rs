@@ -6,9 +6,12 @@
 /// Bytes of `struct fuse_in_header`.
 pub(crate) const IN_HEADER: usize = 40;
 
-/// The longest message either way: 1 MiB of data, and a page for what goes before (fuse-backend-rs
-/// allows one).
-pub(crate) const LONGEST: usize = (1 << 20) + 4096;
+/// The most data in one message.
+pub(crate) const LONGEST_DATA: u32 = 1 << 20;
+
+/// The longest message either way: the data, and a page for what goes before (fuse-backend-rs allows
+/// one).
+pub(crate) const LONGEST: usize = LONGEST_DATA as usize + 4096;
 
 pub(crate) const FORGET: u32 = 2;
 const INTERRUPT: u32 = 36;

@@ -175,7 +175,12 @@ fn serve_files(folder: File) -> Result<((OwnedFd, Child), Vec<UnixStream>)> {
         ends.push(machine);
         descriptors.push(files.into());
     }
-    let config = FilesConfig { folder: 0, channels: (1..=CHANNELS).collect(), vhost_user: None };
+    let config = FilesConfig {
+        folder: 0,
+        channels: (1..=CHANNELS).collect(),
+        vhost_user: None,
+        volumes: None,
+    };
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     send(&ours, &FilesRequest::Serve(config), &borrowed)?;
     match receive::<FilesMessage>(&ours)?.map(|packet| packet.message) {

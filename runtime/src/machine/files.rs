@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_control::{FilesConfig, FilesMessage, FilesRequest};
+use husk_control::{FilesConfig, FilesMessage, FilesRequest, VolumeRules};
 use slog::{Logger, debug};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -30,6 +30,7 @@ impl FileServer {
         program: Program<'_>,
         folder: BorrowedFd<'_>,
         channels: &[OwnedFd],
+        volumes: VolumeRules,
         limit: Duration,
         log: &Logger,
     ) -> Result<Self, MachineError> {
@@ -38,8 +39,12 @@ impl FileServer {
         let socket = watched(socket)?;
         let mut descriptors = vec![folder];
         descriptors.extend(channels.iter().map(std::os::fd::AsFd::as_fd));
-        let config =
-            FilesConfig { folder: 0, channels: (1..descriptors.len()).collect(), vhost_user: None };
+        let config = FilesConfig {
+            folder: 0,
+            channels: (1..descriptors.len()).collect(),
+            vhost_user: None,
+            volumes: Some(volumes),
+        };
         send(&socket, &FilesRequest::Serve(config), &descriptors).await?;
         let answer = tokio::time::timeout(limit, receive::<FilesMessage>(&socket)).await;
         match answer {

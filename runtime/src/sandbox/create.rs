@@ -12,6 +12,7 @@ use husk_agent_protocols::AGENT_PORT;
 use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
 use husk_control::MachineRequest;
+use husk_control::VolumeRules;
 use oci_spec::runtime::Spec;
 use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
@@ -24,7 +25,7 @@ use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, sanitize};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
-use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, Volumes};
+use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
 use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
@@ -65,6 +66,8 @@ pub struct SandboxRequest {
     /// How soon the host's OOM killer takes its processes while there is no other container; `None` for
     /// what the shim has.
     pub oom_score: Option<i32>,
+    /// Whether its first container has `CAP_LINUX_IMMUTABLE`, for files on volumes.
+    pub immutable_flags: bool,
     /// Where hooks run.
     pub mounts: HostMounts,
     /// The shim's socket, for the record.
@@ -200,7 +203,18 @@ impl Sandbox {
             })?;
             let limit = Duration::from_secs(configuration.machine.start_timeout.into());
             let serving = async {
-                let files = FileServer::start(program, share.as_fd(), &channels, limit, log).await;
+                let files = FileServer::start(
+                    program,
+                    share.as_fd(),
+                    &channels,
+                    VolumeRules {
+                        folder: VOLUMES.to_owned(),
+                        immutable_flags: request.immutable_flags,
+                    },
+                    limit,
+                    log,
+                )
+                .await;
                 let files = Arc::new(files.map_err(SandboxError::Machine)?);
                 Ok(Arc::clone(served.get_or_init(|| files)))
             };

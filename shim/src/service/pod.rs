@@ -129,6 +129,7 @@ impl Pod {
             pod_limits,
             mounts: blank.mounts,
             shared_memory: 0,
+            immutable_flags: false,
             etc: Some(etc),
             oom_score: Some(PAUSE_SCORE),
             namespace: blank.namespace,

@@ -22,6 +22,18 @@ pub struct FilesConfig {
     pub channels: Vec<Descriptor>,
     /// A listening UNIX stream socket to which a vhost-user front end connects.
     pub vhost_user: Option<Descriptor>,
+    /// What of the folder the guest may do more with.
+    pub volumes: Option<VolumeRules>,
+}
+
+/// The part of the shared folder that belongs to the host: its volumes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRules {
+    /// Name of the folder whose entries are volumes.
+    pub folder: String,
+    /// Whether the guest may make files on volumes immutable and append-only.
+    pub immutable_flags: bool,
 }
 
 /// What a file server says.

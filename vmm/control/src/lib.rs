@@ -13,7 +13,7 @@ mod machine;
 mod network;
 mod packet;
 
-pub use files::{FilesConfig, FilesMessage, FilesRequest};
+pub use files::{FilesConfig, FilesMessage, FilesRequest, VolumeRules};
 pub use machine::{
     BootConfig, Console, EndReason, Event, MachineMessage, MachineRequest, MemorySize, Metrics,
     Reply, Request, SharedFolder,

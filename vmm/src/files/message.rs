@@ -8,9 +8,23 @@ use crate::fuse::{self, BATCH_FORGET, FORGET, IN_HEADER, LONGEST};
 
 const SYMLINK: u32 = 6;
 const SETXATTR: u32 = 21;
+const INIT: u32 = 26;
+const IOCTL: u32 = 39;
 const COPY_FILE_RANGE: u32 = 47;
 const SYNCFS: u32 = 50;
 const TMPFILE: u32 = 51;
+const STATX: u32 = 52;
+
+/// The major version of the protocol, and the first minor one with a second word of options.
+const MAJOR: u32 = 7;
+const MINOR_EXTENDED: u32 = 36;
+
+/// Bytes of `struct fuse_init_in` with the second word of options, and the option that says so.
+const INIT_EXTENDED: usize = 64;
+const INIT_EXT: u32 = 1 << 30;
+
+/// Bytes of `struct fsxattr`.
+const FSXATTR: usize = 28;
 
 /// `struct fuse_in_header`, as far as it is used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +66,48 @@ pub enum Extra {
         /// The asking process's umask.
         umask: u32,
     },
+    /// `FUSE_INIT` with options that it does not know.
+    Init {
+        /// Bytes to read ahead, as the guest proposes.
+        read_ahead: u32,
+        /// All options that the guest's kernel has.
+        capable: u64,
+    },
+    /// `FUSE_STATX`.
+    Statx,
+    /// `FUSE_IOCTL`.
+    Ioctl {
+        /// The handle.
+        handle: u64,
+        /// What is asked of it; `None` for what no file here answers.
+        request: Option<InodeFlags>,
+    },
+}
+
+/// The ioctls that the guest's kernel sends for inode flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InodeFlags {
+    /// `FS_IOC_GETFLAGS`.
+    Get,
+    /// `FS_IOC_SETFLAGS`.
+    Set(u32),
+    /// `FS_IOC_FSGETXATTR`.
+    GetExtended,
+    /// `FS_IOC_FSSETXATTR`, with a `struct fsxattr`.
+    SetExtended([u8; FSXATTR]),
+}
+
+impl InodeFlags {
+    /// The request of that ioctl number, with the bytes that come along and the room for an answer.
+    fn read(command: u32, input: &[u8], room: u32) -> Option<Self> {
+        match (command, room) {
+            (0x8008_6601, 4) => Some(Self::Get),
+            (0x4008_6602, 0) => Some(Self::Set(u32::from_ne_bytes(input.try_into().ok()?))),
+            (0x801c_581f, 28) => Some(Self::GetExtended),
+            (0x401c_5820, 0) => Some(Self::SetExtended(input.try_into().ok()?)),
+            _ => None,
+        }
+    }
 }
 
 impl Header {
@@ -115,9 +171,32 @@ impl Header {
                 mode: number32(body, 4),
                 umask: number32(body, 8),
             }),
+            INIT => init(body),
+            STATX => Some(Extra::Statx),
+            IOCTL => {
+                // The fixed part, then as many bytes as it says.
+                let length = number32(body, 24) as usize;
+                let input = body.get(32..).filter(|input| input.len() == length);
+                let (command, room) = (number32(body, 12), number32(body, 28));
+                Some(Extra::Ioctl {
+                    handle: number64(body, 0),
+                    request: input.and_then(|input| InodeFlags::read(command, input, room)),
+                })
+            }
             _ => None,
         }
     }
+}
+
+fn init(body: &[u8]) -> Option<Extra> {
+    let extended = body.len() >= INIT_EXTENDED
+        && number32(body, 0) == MAJOR
+        && number32(body, 4) >= MINOR_EXTENDED
+        && number32(body, 12) & INIT_EXT != 0;
+    extended.then(|| Extra::Init {
+        read_ahead: number32(body, 8),
+        capable: u64::from(number32(body, 12)) | u64::from(number32(body, 16)) << 32,
+    })
 }
 
 /// `struct fuse_out_header` and what follows it.
@@ -152,17 +231,18 @@ fn shape(opcode: u32) -> Option<(usize, usize)> {
         18 | 25 | 29 => (24, 0),      // RELEASE, FLUSH, RELEASEDIR
         20 | 30 | 37 => (16, 0),      // FSYNC, FSYNCDIR, BMAP
         SETXATTR => (8, 1),
-        22 => (8, 1),       // GETXATTR
-        23 => (8, 0),       // LISTXATTR
-        26 => (16, 0),      // INIT
-        31..=33 => (48, 0), // GETLK, SETLK, SETLKW
-        34 => (8, 0),       // ACCESS
-        35 => (16, 1),      // CREATE
-        39 | 43 => (32, 0), // IOCTL, FALLOCATE
-        40 | 46 => (24, 0), // POLL, LSEEK
-        45 => (16, 2),      // RENAME2
+        22 => (8, 1), // GETXATTR
+        23 => (8, 0), // LISTXATTR
+        INIT => (16, 0),
+        31..=33 => (48, 0),    // GETLK, SETLK, SETLKW
+        34 => (8, 0),          // ACCESS
+        35 => (16, 1),         // CREATE
+        IOCTL | 43 => (32, 0), // and FALLOCATE
+        40 | 46 => (24, 0),    // POLL, LSEEK
+        45 => (16, 2),         // RENAME2
         COPY_FILE_RANGE => (56, 0),
         TMPFILE => (16, 0),
+        STATX => (24, 0),
         _ => return None,
     })
 }

@@ -68,7 +68,8 @@ fn start(
     jail: Option<FilesJail>,
     logger: &Logger,
 ) -> Result<(), FilesError> {
-    let FilesRequest::Serve(FilesConfig { folder, channels, vhost_user }) = packet.message.clone();
+    let FilesRequest::Serve(FilesConfig { folder, channels, vhost_user, volumes }) =
+        packet.message.clone();
     let folder = packet.take(folder)?;
     let channels = channels.into_iter().map(|at| packet.take(at)).collect::<Result<Vec<_>, _>>()?;
     let front_end = vhost_user.map(|at| packet.take(at)).transpose()?;
@@ -76,11 +77,15 @@ fn start(
         return Err(FilesError::NoBorder);
     }
     let descriptors = match jail {
-        Some(jail) => jail.close(folder.as_fd())?,
+        Some(jail) => {
+            let immutable = volumes.as_ref().is_some_and(|rules| rules.immutable_flags);
+            jail.with_immutable_flags(immutable).close(folder.as_fd())?
+        }
         None => File::open("/proc/self/fd").map_err(FilesError::SetUp)?,
     };
     // Leaked, not counted: it is in use until the process ends.
-    let tree: &'static Tree = Box::leak(Box::new(Tree::new(folder.as_fd(), descriptors)?));
+    let volumes = volumes.as_ref().map(|rules| rules.folder.as_str());
+    let tree: &'static Tree = Box::leak(Box::new(Tree::new(folder.as_fd(), descriptors, volumes)?));
     info!(logger, "files: serving"; "channels" => channels.len(),
         "vhost_user" => front_end.is_some());
     if !channels.is_empty() {
@@ -114,7 +119,7 @@ fn start(
 /// Serves `folder` on one channel, in the calling thread, until the channel closes.
 pub fn serve_one(folder: BorrowedFd<'_>, channel: OwnedFd) -> Result<(), FilesError> {
     let descriptors = File::open("/proc/self/fd").map_err(FilesError::SetUp)?;
-    let tree = Tree::new(folder, descriptors)?;
+    let tree = Tree::new(folder, descriptors, None)?;
     serve_channel(channel, &Server::new(&tree), &tree)
 }
 

@@ -11,7 +11,7 @@
 //! | user namespace | new, with nobody in it | the host's: in another one the kernel refuses device nodes |
 //! | PID namespace | new: the shim starts it there | new |
 //! | user and group | of its own, used by nothing else | root: it acts as any owner of files |
-//! | capabilities | none | those for files, and `CAP_SYS_CHROOT` until the folder has come |
+//! | capabilities | none | those for files, and `CAP_SYS_CHROOT` until the folder has come; `CAP_LINUX_IMMUTABLE` only if the sandbox has it |
 //! | root | empty, read-only | empty, read-only; then the shared folder |
 //! | `/proc` | none | one of its own process only, for `self/fd` |
 //! | session keyring | new, empty | new, empty |
@@ -94,6 +94,7 @@ pub fn enter_machine(accept_missing: &[Wall]) -> Result<Landlock, JailError> {
 pub struct FilesJail {
     descriptors: File,
     without_landlock: bool,
+    immutable_flags: bool,
 }
 
 /// Takes from the calling process, which is to serve files, all that it does not need for it. A wall
@@ -107,15 +108,20 @@ pub fn enter_files(accept_missing: &[Wall]) -> Result<FilesJail, JailError> {
     // Serving threads change their file system user for each request.
     rights::keep_over_user_change()?;
     let mut rights = FILE_RIGHTS.to_vec();
-    rights.push(Capability::ChangeRoot);
+    rights.extend([Capability::ChangeRoot, Capability::LinuxImmutable]);
     rights::bound(&FILE_RIGHTS)?;
     rights::keep_only(&rights)?;
     end()?;
     let without_landlock = accept_missing.contains(&Wall::Landlock);
-    Ok(FilesJail { descriptors, without_landlock })
+    Ok(FilesJail { descriptors, without_landlock, immutable_flags: false })
 }
 
 impl FilesJail {
+    /// Keeps `CAP_LINUX_IMMUTABLE` if `granted`, for files of the host's on volumes.
+    pub fn with_immutable_flags(self, granted: bool) -> Self {
+        Self { immutable_flags: granted, ..self }
+    }
+
     /// Makes `folder` the root, above which `..` does not lead, and gives away the right to do so
     /// again. To be called before there are other threads.
     pub fn close(self, folder: BorrowedFd<'_>) -> Result<File, JailError> {
@@ -123,7 +129,11 @@ impl FilesJail {
         plain("enter the shared folder", unsafe { libc::fchdir(folder.as_raw_fd()) })?;
         // SAFETY: a terminated path.
         plain("make the shared folder the root", unsafe { libc::chroot(c".".as_ptr()) })?;
-        rights::keep_only(&FILE_RIGHTS)?;
+        let mut rights = FILE_RIGHTS.to_vec();
+        if self.immutable_flags {
+            rights.push(Capability::LinuxImmutable);
+        }
+        rights::keep_only(&rights)?;
         landlock::allow_beneath(folder, self.without_landlock)?;
         Ok(self.descriptors)
     }

@@ -20,6 +20,7 @@ pub(super) enum Capability {
     FileSetId = 4,
     SetGroup = 6,
     SetUser = 7,
+    LinuxImmutable = 9,
     ChangeRoot = 18,
     MakeNode = 27,
     SetFileCapabilities = 31,

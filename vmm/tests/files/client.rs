@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use husk_control::{FilesConfig, FilesMessage, FilesRequest, receive, send, socket_pair};
+use husk_control::{
+    FilesConfig, FilesMessage, FilesRequest, VolumeRules, receive, send, socket_pair,
+};
 use husk_vmm::files::{FilesError, run};
 
 /// A served folder.
@@ -20,6 +22,10 @@ pub struct Server {
 
 impl Server {
     pub fn start(folder: &Path, channels: usize) -> Self {
+        Self::start_with(folder, channels, None)
+    }
+
+    pub fn start_with(folder: &Path, channels: usize, volumes: Option<VolumeRules>) -> Self {
         let (control, theirs) = socket_pair().unwrap();
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let thread = std::thread::spawn(move || run(theirs, &logger));
@@ -30,6 +36,7 @@ impl Server {
             folder: 0,
             channels: (1..=channels).collect(),
             vhost_user: None,
+            volumes,
         });
         let mut descriptors = vec![folder.as_fd()];
         descriptors.extend(their_ends.iter().map(AsFd::as_fd));

@@ -5,13 +5,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::Command;
 
-use tempfile::tempdir;
-
 use crate::client::{Server, is_root, word};
-use crate::mounts::{mount, private_mounts};
+use crate::stage::Stage;
 
 /// Carries messages between the kernel and one channel, as the machine does for a guest.
 fn carry(mut device: File, mut channel: UnixStream) {
@@ -35,13 +32,13 @@ fn carry(mut device: File, mut channel: UnixStream) {
     }
 }
 
-fn mount_served(server: &mut Server, at: &Path) {
+fn mount_served(server: &mut Server, at: &Stage) {
     let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
-    mount("husk", at, "fuse", 0, &data);
+    at.mount("fuse", "", &data);
     for channel in server.channels.drain(..) {
         let device = device.try_clone().unwrap();
         std::thread::spawn(|| carry(device, channel));
@@ -115,15 +112,11 @@ fn a_shell_works_in_the_folder() {
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
         return husk_skip::skipped("/dev/fuse does not open here");
     }
-    private_mounts();
-    let folder = tempdir().unwrap();
-    let at = tempdir().unwrap();
+    let (folder, at) = (Stage::new(), Stage::new());
     let mut server = Server::start(folder.path(), 3);
-    mount_served(&mut server, at.path());
+    mount_served(&mut server, &at);
     let output = Command::new("sh").args(["-c", SCRIPT]).current_dir(at.path()).output();
-    let path = std::ffi::CString::new(at.path().to_str().unwrap()).unwrap();
-    // SAFETY: the path is terminated.
-    unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    drop(at);
     let output = output.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // And on this side it is all there.

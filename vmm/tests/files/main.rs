@@ -7,4 +7,5 @@ mod escapes;
 mod kernel;
 mod messages;
 mod mounts;
+mod stage;
 mod vhost;

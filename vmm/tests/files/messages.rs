@@ -459,6 +459,7 @@ fn only_one_folder_is_served() {
         folder: 0,
         channels: vec![1],
         vhost_user: None,
+        volumes: None,
     });
     husk_control::send(&control, &request, &[]).unwrap();
     let answer = husk_control::receive::<husk_control::FilesMessage>(&control).unwrap().unwrap();

@@ -1,37 +1,14 @@
 //! Mounts below the folder.
 
-use std::ffi::CString;
-use std::path::Path;
-
-use tempfile::tempdir;
-
 use crate::client::{Server, is_root, terminated, words};
-
-pub fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) {
-    let text = |text: &str| CString::new(text).unwrap();
-    let target = text(target.to_str().unwrap());
-    let (source, kind, data) = (text(source), text(kind), text(data));
-    // SAFETY: all texts are terminated and outlive the call.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
-    };
-    assert_eq!(result, 0, "mount: {}", std::io::Error::last_os_error());
-}
-
-/// Gives this thread, and those it starts, mounts of their own.
-pub fn private_mounts() {
-    // SAFETY: takes plain flags.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
-    mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "");
-}
+use crate::stage::Stage;
 
 #[test]
 fn mounts_made_later_show_and_are_told_apart() {
     if !is_root() {
         return;
     }
-    private_mounts();
-    let folder = tempdir().unwrap();
+    let folder = Stage::new();
     for name in ["one", "two", "bound", "plain"] {
         std::fs::create_dir(folder.path().join(name)).unwrap();
     }
@@ -41,17 +18,10 @@ fn mounts_made_later_show_and_are_told_apart() {
     let before = client.lookup(1, "one").unwrap();
     assert_eq!(before.flags, 0);
     for name in ["one", "two"] {
-        let at = folder.path().join(name);
-        mount("none", &at, "tmpfs", 0, "");
+        let at = folder.mount("tmpfs", name, "");
         std::fs::write(at.join("file"), name).unwrap();
     }
-    mount(
-        folder.path().join("plain").to_str().unwrap(),
-        &folder.path().join("bound"),
-        "",
-        libc::MS_BIND,
-        "",
-    );
+    folder.bind("plain", "bound");
     let one = client.lookup(1, "one").unwrap();
     let two = client.lookup(1, "two").unwrap();
     assert_ne!(one.node, before.node);
@@ -72,13 +42,7 @@ fn mounts_made_later_show_and_are_told_apart() {
     assert_eq!(direct.inode, through.inode);
     assert_ne!(direct.node, through.node);
     // Read-only mounts refuse, whoever asks.
-    mount(
-        "none",
-        &folder.path().join("bound"),
-        "",
-        libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY,
-        "",
-    );
+    folder.make_read_only("bound");
     let created = client.create(bound.node, "new", libc::O_RDWR, libc::S_IFREG | 0o600, 0);
     assert_eq!(created.unwrap_err(), libc::EROFS);
     assert_eq!(client.open(through.node, libc::O_RDWR), Err(libc::EROFS));
@@ -90,9 +54,8 @@ fn without_acls_no_file_has_one() {
     if !is_root() {
         return;
     }
-    private_mounts();
-    let folder = tempdir().unwrap();
-    mount("none", folder.path(), "ramfs", 0, "");
+    let folder = Stage::new();
+    folder.mount("ramfs", "", "");
     let mut server = Server::start(folder.path(), 1);
     let mut client = server.client();
     let mut get = |name: &str| {

@@ -119,8 +119,12 @@ fn a_front_end_is_served_from_its_queues() {
     let (control, theirs) = socket_pair().unwrap();
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let thread = std::thread::spawn(move || husk_vmm::files::run(theirs, &logger));
-    let request =
-        FilesRequest::Serve(FilesConfig { folder: 0, channels: Vec::new(), vhost_user: Some(1) });
+    let request = FilesRequest::Serve(FilesConfig {
+        folder: 0,
+        channels: Vec::new(),
+        vhost_user: Some(1),
+        volumes: None,
+    });
     let shared = File::open(folder.path()).unwrap();
     send(&control, &request, &[shared.as_fd(), listener.as_fd()]).unwrap();
     let answer = receive::<FilesMessage>(&control).unwrap().unwrap();

@@ -65,7 +65,8 @@ impl Place {
         // SAFETY: takes plain flags.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
         assert!(mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, ""));
-        let mut place = Self { folder: tempfile::tempdir().unwrap(), mounted: Vec::new() };
+        let mut place =
+            Self { folder: tempfile::tempdir_in("/dev/shm").unwrap(), mounted: Vec::new() };
         for copy in ["served", "plain"] {
             place.copy(copy, kind)?;
         }

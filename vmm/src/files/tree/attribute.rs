@@ -6,16 +6,23 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::SetattrValid;
 
+use super::Tree;
 use super::credentials::{permitted, without_fsetid};
 use super::system::{Status, check, descriptor_name};
-use super::{CACHE_TIME, Tree};
 
 impl Tree {
     pub(super) fn attributes(&self, node: u64) -> io::Result<(libc::stat64, Duration)> {
+        let (status, valid) = self.status_of(node)?;
+        Ok((status.into(), valid))
+    }
+
+    /// The status of a node, and how long the guest may believe it.
+    pub(super) fn status_of(&self, node: u64) -> io::Result<(Status, Duration)> {
         let node = self.node(node)?;
         let status = Status::of(&node.file)?;
         self.nodes.observe(&node, &status);
-        Ok((node.domain.attributes(status), CACHE_TIME))
+        let valid = self.attribute_time(&status);
+        Ok((node.domain.show(status), valid))
     }
 
     pub(super) fn set_attributes(

@@ -3,44 +3,15 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use fuse_backend_rs::abi::fuse_abi::{FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV};
-use fuse_backend_rs::api::filesystem::{OpenOptions, ZeroCopyReader, ZeroCopyWriter};
+use fuse_backend_rs::abi::fuse_abi::WRITE_KILL_PRIV;
+use fuse_backend_rs::api::filesystem::{ZeroCopyReader, ZeroCopyWriter};
 
 use super::Tree;
 use super::credentials::without_fsetid;
 use super::handle::BorrowedFile;
 use super::system::{check, check_length};
 
-/// What of the guest's open flags is passed on.
-///
-/// Not `O_APPEND`: the guest's kernel writes cached pages through any open file, to where they belong;
-/// appending is asked for by each write. Not `O_DIRECT`: the guest's cache is passed by anyway, and
-/// message buffers are not aligned.
-pub fn open_flags(flags: u32) -> libc::c_int {
-    flags.cast_signed()
-        & (libc::O_ACCMODE
-            | libc::O_TRUNC
-            | libc::O_SYNC
-            | libc::O_DSYNC
-            | libc::O_NOATIME
-            | libc::O_NONBLOCK)
-}
-
 impl Tree {
-    pub(super) fn open_file(
-        &self,
-        node: u64,
-        flags: u32,
-        fuse_flags: u32,
-    ) -> io::Result<(u64, OpenOptions)> {
-        let node = self.node(node)?;
-        let kill = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-        let file = self.open_node(&node, open_flags(flags), kill)?;
-        // Cached content stays good as long as time and size do (`FUSE_AUTO_INVAL_DATA`); else each
-        // start of a program would fetch its libraries again.
-        Ok((self.opened(&node, file)?, OpenOptions::KEEP_CACHE))
-    }
-
     pub(super) fn read_file(
         &self,
         handle: u64,
@@ -52,6 +23,9 @@ impl Tree {
         handle.opener.act();
         // The size is the guest's word, the room our own.
         let size = (size as usize).min(writer.available_bytes());
+        if let Some(text) = handle.text(offset) {
+            return writer.write(text.get(..size).unwrap_or(text));
+        }
         writer.write_from(&mut handle.borrowed(), size, offset)
     }
 
@@ -67,6 +41,10 @@ impl Tree {
         let handle = self.handles.get(handle)?;
         // Pages of the guest's cache are written in nobody's name, to whatever handle is open.
         handle.opener.act();
+        if handle.append_only() && !append {
+            // A mapped page, or a guest that has taken O_APPEND away: the host would append it.
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         without_fsetid(fuse_flags & WRITE_KILL_PRIV != 0, || {
             if append {
                 // Such a descriptor writes at the end, whatever the offset says.

@@ -1,6 +1,7 @@
 //! Listings.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::PoisonError;
@@ -19,12 +20,13 @@ const BEFORE_NAME: usize = 19;
 impl Tree {
     pub(super) fn open_folder(&self, node: u64) -> io::Result<(u64, OpenOptions)> {
         let node = self.node(node)?;
-        let file = self.open_node(&node, libc::O_RDONLY | libc::O_DIRECTORY, false)?;
-        Ok((self.opened(&node, file)?, OpenOptions::empty()))
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let handle = self.handles.of(self.open_node(&node, flags, false)?, flags);
+        Ok((self.opened(&node, handle)?, OpenOptions::empty()))
     }
 
     /// Gives `add` the entries from `offset` on, until it has no more room (0) or there are no more.
-    /// Offsets are the kernel's own.
+    /// The guest's offsets are those of [`Positions`](super::position::Positions).
     pub(super) fn list(
         &self,
         handle: u64,
@@ -35,24 +37,18 @@ impl Tree {
         let handle = self.handles.get(handle)?;
         // An entry is no longer in an answer than here, so this never fetches much too few.
         let mut bytes = vec![0_u8; LISTING.min(size as usize)];
-        let count = {
-            // No holder of the lock can panic half way, so poison means nothing.
-            let _alone = handle.position.lock().unwrap_or_else(PoisonError::into_inner);
-            let folder = handle.file.as_raw_fd();
-            // SAFETY: plain numbers.
-            if unsafe { libc::lseek64(folder, offset.cast_signed(), libc::SEEK_SET) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // SAFETY: `bytes` has the room it says.
-            let count = unsafe {
-                libc::syscall(libc::SYS_getdents64, folder, bytes.as_mut_ptr(), bytes.len())
-            };
-            check_length(isize::try_from(count).unwrap_or(-1))?
-        };
+        // No holder of the lock can panic half way, so poison means nothing.
+        let mut positions = handle.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = positions.host(offset)?;
+        let count = read_entries(&handle.file, offset, &mut bytes)?;
         let mut rest = &bytes[..count];
         let mut first = true;
-        while let Some((entry, length)) = parse(rest) {
-            match add(entry) {
+        while let Some((mut entry, length)) = parse(rest) {
+            let added = positions.guest(entry.offset).and_then(|offset| {
+                entry.offset = offset;
+                add(entry)
+            });
+            match added {
                 Ok(0) => break,
                 Ok(_) => {}
                 // Once there are entries in the answer, it must be given: the guest's counts of
@@ -94,6 +90,19 @@ impl Tree {
             added
         })
     }
+}
+
+/// Fills `bytes` with entries of the folder from the host's position `offset` on; how many bytes.
+fn read_entries(folder: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let folder = folder.as_raw_fd();
+    // SAFETY: plain numbers.
+    if unsafe { libc::lseek64(folder, offset.cast_signed(), libc::SEEK_SET) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `bytes` has the room it says.
+    let count =
+        unsafe { libc::syscall(libc::SYS_getdents64, folder, bytes.as_mut_ptr(), bytes.len()) };
+    check_length(isize::try_from(count).unwrap_or(-1))
 }
 
 fn name_of(bytes: &[u8]) -> Option<std::ffi::CString> {

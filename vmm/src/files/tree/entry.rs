@@ -10,9 +10,9 @@ use fuse_backend_rs::api::filesystem::{Entry, OpenOptions};
 use vm_memory::ByteValued;
 
 use super::credentials::{User, permitted, with_umask, without_fsetid};
-use super::data::open_flags;
 use super::node::Node;
-use super::system::{Status, check, descriptor_name, open};
+use super::open::open_flags;
+use super::system::{Status, check, descriptor_name, open, read_link_at};
 use super::{Tree, check_name};
 use crate::files::message::Header;
 
@@ -154,19 +154,7 @@ impl Tree {
     }
 
     pub(super) fn read_link(&self, node: u64) -> io::Result<Vec<u8>> {
-        let node = self.node(node)?;
-        let mut target = vec![0; libc::PATH_MAX as usize];
-        // SAFETY: the empty name means the descriptor itself; `target` has the room it says.
-        let count = super::system::check_length(unsafe {
-            libc::readlinkat(
-                node.file.as_raw_fd(),
-                c"".as_ptr(),
-                target.as_mut_ptr().cast(),
-                target.len(),
-            )
-        })?;
-        target.truncate(count);
-        Ok(target)
+        read_link_at(&self.node(node)?.file)
     }
 
     pub(super) fn create_file(
@@ -183,7 +171,7 @@ impl Tree {
         let created =
             with_umask(args.umask, || open(&parent.file, name, create, args.mode & 0o7777));
         let (path, created) = match created {
-            Ok(file) => (self.path_of(&file)?, Some(file)),
+            Ok(file) => (self.path_of(&file)?, Some(self.handles.of(file, flags))),
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST)
                     && args.flags.cast_signed() & libc::O_EXCL == 0 =>
@@ -194,18 +182,28 @@ impl Tree {
         };
         let (mut entry, node) = self.remember(&parent, name, path)?;
         let opened = match created {
-            Some(file) => self.opened(&node, file),
+            Some(handle) => {
+                let options = if self.mounts.of(parent.mount).made_on_reading {
+                    OpenOptions::DIRECT_IO
+                } else {
+                    OpenOptions::empty()
+                };
+                Ok((handle, options))
+            }
             // It was there already, and may be a device or a FIFO.
             None => {
                 let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                self.open_node(&node, flags, kill).and_then(|file| self.opened(&node, file))
+                self.open_content(&node, args.flags, kill)
             }
         };
-        let handle = opened.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?;
+        let opened = opened
+            .and_then(|(handle, options)| Ok((self.opened(&node, handle)?, options)))
+            .inspect_err(|_| self.nodes.forget([(node.number, 1)]));
+        let (handle, options) = opened?;
         if flags & libc::O_TRUNC != 0 {
             entry.attr = self.attributes(node.number)?.0;
         }
-        Ok((entry, handle, OpenOptions::KEEP_CACHE))
+        Ok((entry, handle, options))
     }
 
     /// A nameless file in the folder `header.node`; the answer is that of a create.
@@ -227,10 +225,10 @@ impl Tree {
         let path = self.path_of(&file)?;
         let status = Status::of(&path)?;
         let node = self.nodes.remember_nameless(&parent, path, &status)?;
-        let handle = self.opened(&node, file);
+        let handle = self.opened(&node, self.handles.of(file, flags));
         let opened = OpenOut {
             fh: handle.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?,
-            open_flags: OpenOptions::KEEP_CACHE.bits(),
+            open_flags: OpenOptions::empty().bits(),
             passthrough: 0,
         };
         let entry = self.entry(&parent, &node, status);

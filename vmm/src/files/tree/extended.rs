@@ -8,6 +8,7 @@ use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 use super::Tree;
 use super::credentials::permitted;
 use super::system::{check, check_length, descriptor_name};
+use super::trusted::{guest_names, host_name};
 
 /// No attribute, and no list of them, is longer (`XATTR_SIZE_MAX`).
 const LONGEST: u32 = 64 * 1024;
@@ -25,6 +26,7 @@ impl Tree {
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
+        let name = host_name(name, libc::EPERM)?;
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
         permitted(|| {
@@ -48,6 +50,7 @@ impl Tree {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
+        let name = host_name(name, libc::ENODATA)?;
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
         let mut value = vec![0_u8; size.min(LONGEST) as usize];
@@ -72,22 +75,34 @@ impl Tree {
         Ok(GetxattrReply::Value(value))
     }
 
-    pub(super) fn list_extended(&self, node: u64, size: u32) -> io::Result<ListxattrReply> {
+    /// The names of attributes, those of the `trusted.` namespace only if `trusted` says so.
+    pub(super) fn list_extended(
+        &self,
+        node: u64,
+        size: u32,
+        trusted: bool,
+    ) -> io::Result<ListxattrReply> {
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
-        let mut names = vec![0_u8; size.min(LONGEST) as usize];
+        // Whole, as the guest's names are not as long as the host's.
+        let mut names = vec![0_u8; LONGEST as usize];
         // SAFETY: the path is terminated, and `names` has the room it says.
         let count = check_length(unsafe {
             libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len())
         })?;
-        if size == 0 {
-            return Ok(ListxattrReply::Count(u32::try_from(count).unwrap_or(LONGEST)));
-        }
         names.truncate(count);
+        let names = guest_names(&names, trusted);
+        if size == 0 {
+            return Ok(ListxattrReply::Count(u32::try_from(names.len()).unwrap_or(LONGEST)));
+        }
+        if names.len() > size as usize {
+            return Err(io::Error::from_raw_os_error(libc::ERANGE));
+        }
         Ok(ListxattrReply::Names(names))
     }
 
     pub(super) fn remove_extended(&self, node: u64, name: &CStr) -> io::Result<()> {
+        let name = host_name(name, libc::EPERM)?;
         let node = self.node(node)?;
         let path = descriptor_name(&node.file);
         permitted(|| {

@@ -2,40 +2,17 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, WRITE_KILL_PRIV};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, ZeroCopyReader, ZeroCopyWriter,
 };
 
 use super::Tree;
+use super::begin::wanted;
 use super::credentials::User;
-
-/// What the guest's kernel is asked to do, as far as it can.
-///
-/// Not among them: locks (they are between the guest's processes, and stay with its kernel), a
-/// write-back cache (what a container wrote is to be on the host with its right time when it ends),
-/// and opening without asking.
-fn wanted() -> FsOptions {
-    FsOptions::ASYNC_READ
-        | FsOptions::ASYNC_DIO
-        | FsOptions::ATOMIC_O_TRUNC
-        | FsOptions::AUTO_INVAL_DATA
-        | FsOptions::BIG_WRITES
-        | FsOptions::CACHE_SYMLINKS
-        | FsOptions::DONT_MASK
-        | FsOptions::DO_READDIRPLUS
-        | FsOptions::HANDLE_KILLPRIV_V2
-        | FsOptions::INIT_EXT
-        | FsOptions::MAX_PAGES
-        | FsOptions::PARALLEL_DIROPS
-        | FsOptions::POSIX_ACL
-        | FsOptions::READDIRPLUS_AUTO
-        | FsOptions::SUBMOUNTS
-}
 
 fn act_for(context: &Context) {
     User::new(context.uid, context.gid).act();
@@ -50,9 +27,7 @@ impl FileSystem for &Tree {
     type Handle = u64;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // A guest that begins anew knows nothing of what it held.
-        self.forget_all();
-        self.submounts.store(capable.contains(FsOptions::SUBMOUNTS), Ordering::Relaxed);
+        self.begin(capable);
         Ok(wanted())
     }
 
@@ -172,7 +147,8 @@ impl FileSystem for &Tree {
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         act_for(context);
-        let (handle, options) = self.open_file(node, flags, fuse_flags)?;
+        let kill = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+        let (handle, options) = self.open_file(node, flags, kill)?;
         Ok((Some(handle), options, None))
     }
 
@@ -283,7 +259,8 @@ impl FileSystem for &Tree {
 
     fn listxattr(&self, context: &Context, node: u64, size: u32) -> io::Result<ListxattrReply> {
         act_for(context);
-        self.list_extended(node, size)
+        // The guest's kernel does not filter the list, and does not say who has `CAP_SYS_ADMIN`.
+        self.list_extended(node, size, context.uid == 0)
     }
 
     fn removexattr(&self, context: &Context, node: u64, name: &CStr) -> io::Result<()> {

@@ -11,19 +11,25 @@ use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
 use super::credentials::{User, permitted};
+use super::position::{Positions, Total};
 use super::system::{check_length, descriptor_name, open};
 
 /// An open file or folder.
 #[derive(Debug)]
 pub struct Handle {
-    /// Opened with the rights the guest asked for, but never appending.
+    /// Opened with the access that the guest asked for, and appending only if the file allows nothing
+    /// else.
     pub file: Arc<File>,
     /// The user who opened it, in whose name it is read and written.
     pub opener: User,
+    /// The flags that `file` was opened with.
+    flags: libc::c_int,
     /// The same file opened for appending, from the first such write on.
     appending: OnceLock<File>,
-    /// Held while a folder is listed, as that moves the descriptor's position.
-    pub position: Mutex<()>,
+    /// What is read instead of the file, if anything.
+    text: Option<Vec<u8>>,
+    /// Positions of a folder. Locked while it is listed, as that moves the descriptor's position.
+    pub positions: Mutex<Positions>,
 }
 
 /// All of them, by the number the guest was told.
@@ -32,31 +38,38 @@ pub struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
     most: usize,
     last: AtomicU64,
+    positions: Total,
 }
 
 impl Handles {
     /// None, and at most so many (`ENFILE`).
     pub fn new(most: usize) -> Self {
-        Self { open: RwLock::default(), most, last: AtomicU64::new(0) }
+        let (open, positions) = (RwLock::default(), Total::default());
+        Self { open, most, last: AtomicU64::new(0), positions }
     }
 
-    /// Adds an open file; its number.
-    pub fn insert(&self, file: File, opener: User) -> io::Result<(u64, Arc<File>)> {
-        let file = Arc::new(file);
-        let handle = Arc::new(Handle {
-            file: Arc::clone(&file),
-            opener,
+    /// A handle, not added yet, of a file that the acting user has opened with `flags`.
+    pub fn of(&self, file: File, flags: libc::c_int) -> Handle {
+        Handle {
+            file: Arc::new(file),
+            opener: User::acting(),
+            flags,
             appending: OnceLock::new(),
-            position: Mutex::new(()),
-        });
+            text: None,
+            positions: Mutex::new(Positions::new(&self.positions)),
+        }
+    }
+
+    /// Adds a handle; its number.
+    pub fn insert(&self, handle: Handle) -> io::Result<u64> {
         // No holder of the lock can panic half way, so poison means nothing; and so below.
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= self.most {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        open.insert(number, handle);
-        Ok((number, file))
+        open.insert(number, Arc::new(handle));
+        Ok(number)
     }
 
     /// The handle of that number, which is the guest's word.
@@ -83,15 +96,37 @@ impl Handle {
         BorrowedFile::of(&self.file)
     }
 
+    /// The handle, with a text to be read instead of the file's.
+    pub fn with_text(self, text: Option<Vec<u8>>) -> Self {
+        Self { text, ..self }
+    }
+
+    /// The part of the text from `offset` on, if there is one to be read instead of the file's.
+    pub fn text(&self, offset: u64) -> Option<&[u8]> {
+        let text = self.text.as_deref()?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        Some(text.get(from..).unwrap_or_default())
+    }
+
+    /// Whether the file is append-only on the host, so that every write goes to its end.
+    pub fn append_only(&self) -> bool {
+        self.flags & libc::O_APPEND != 0
+    }
+
     /// The same file opened for appending; `descriptors` is `/proc/self/fd`.
     ///
     /// Not `RWF_APPEND`, which overlayfs drops on its way to the file below (seen with Linux 6.1).
     pub fn appending(&self, descriptors: impl AsFd) -> io::Result<&File> {
+        if self.append_only() {
+            return Ok(&self.file);
+        }
         if let Some(file) = self.appending.get() {
             return Ok(file);
         }
         let name = descriptor_name(&self.file);
-        let file = permitted(|| open(&descriptors, &name, libc::O_WRONLY | libc::O_APPEND, 0))?;
+        let flags = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
+        let flags = flags | libc::O_WRONLY | libc::O_APPEND;
+        let file = permitted(|| open(&descriptors, &name, flags, 0))?;
         Ok(self.appending.get_or_init(|| file))
     }
 }
@@ -136,8 +171,13 @@ impl FileReadWriteVolatile for BorrowedFile<'_> {
         let vectors = Self::vectors(slices);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
         // SAFETY: each vector is a part of message memory that is ours to write to.
-        check_length(unsafe {
+        let done = check_length(unsafe {
             libc::preadv64(self.0.as_raw_fd(), vectors.as_ptr(), count, at.cast_signed())
+        });
+        // A file that the kernel makes may have no positions.
+        without_position(done, || {
+            // SAFETY: as above.
+            check_length(unsafe { libc::readv(self.0.as_raw_fd(), vectors.as_ptr(), count) })
         })
     }
 
@@ -153,8 +193,23 @@ impl FileReadWriteVolatile for BorrowedFile<'_> {
         let vectors = Self::vectors(slices);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
         // SAFETY: each vector is a readable part of message memory.
-        check_length(unsafe {
+        let done = check_length(unsafe {
             libc::pwritev64(self.0.as_raw_fd(), vectors.as_ptr(), count, at.cast_signed())
+        });
+        without_position(done, || {
+            // SAFETY: as above.
+            check_length(unsafe { libc::writev(self.0.as_raw_fd(), vectors.as_ptr(), count) })
         })
+    }
+}
+
+/// Gives the result of `again` if the file has no positions.
+fn without_position(
+    done: io::Result<usize>,
+    again: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => again(),
+        done => done,
     }
 }

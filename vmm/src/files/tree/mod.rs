@@ -15,6 +15,8 @@
 //!   of what it creates.
 
 mod attribute;
+mod begin;
+mod cached;
 mod credentials;
 mod data;
 mod directory;
@@ -24,14 +26,23 @@ mod file_system;
 mod handle;
 mod hold;
 mod identity;
+mod inode_flags;
+mod mounts;
 mod node;
+mod open;
+mod own_process;
+mod position;
+mod statx;
 mod system;
 mod table;
+mod trusted;
+mod watcher;
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -40,11 +51,12 @@ use fuse_backend_rs::api::filesystem::Entry;
 use super::FilesError;
 use super::message::{Extra, Header};
 use credentials::User;
-use handle::Handles;
+use handle::{Handle, Handles};
+use mounts::Mounts;
 use node::{Limits, Node, Nodes};
 use system::Status;
 
-/// How long the guest may believe names and attributes. Long enough that a burst of calls on one
+/// How long the guest may believe names and attributes at most. Long enough that a burst of calls on one
 /// file asks once; short enough that a change made on the host (a mounted volume, a ConfigMap) is
 /// seen as soon as anyone would look.
 const CACHE_TIME: Duration = Duration::from_secs(1);
@@ -56,6 +68,7 @@ const ATTRIBUTE_SUBMOUNT: u32 = 1;
 pub struct Tree {
     nodes: Nodes,
     handles: Handles,
+    mounts: Mounts,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -64,7 +77,12 @@ pub struct Tree {
 
 impl Tree {
     /// Serves `folder`, with the mounts on it at any time. `descriptors` is `/proc/self/fd`.
-    pub fn new(folder: BorrowedFd<'_>, descriptors: File) -> Result<Self, FilesError> {
+    /// Entries of its folder `volumes` are volumes.
+    pub fn new(
+        folder: BorrowedFd<'_>,
+        descriptors: File,
+        volumes: Option<&str>,
+    ) -> Result<Self, FilesError> {
         let root = system::open_path(folder, c".").map_err(FilesError::Folder)?;
         let status = Status::of(&root).map_err(FilesError::Folder)?;
         if !status.is_folder() {
@@ -74,6 +92,7 @@ impl Tree {
         Ok(Self {
             nodes: Nodes::new(root, &status, limits),
             handles: Handles::new(limits.handles),
+            mounts: Mounts::new(volumes),
             descriptors,
             submounts: AtomicBool::new(false),
         })
@@ -93,6 +112,12 @@ impl Tree {
             Extra::TmpFile { flags, mode, umask } => {
                 self.create_temporary(header, flags, mode, umask)
             }
+            Extra::Init { read_ahead, capable } => Ok(self.begin_extended(read_ahead, capable)),
+            Extra::Statx => self.extended_status(header.node),
+            Extra::Ioctl { handle, request } => match request {
+                Some(request) => self.inode_flags(handle, request),
+                None => Err(io::Error::from_raw_os_error(libc::ENOTTY)),
+            },
         }
     }
 
@@ -100,6 +125,17 @@ impl Tree {
     pub fn forget_all(&self) {
         self.handles.clear();
         self.nodes.clear();
+        self.mounts.clear();
+    }
+
+    /// Whether something is held for a burst of requests only.
+    pub fn is_busy(&self) -> bool {
+        self.nodes.watcher.is_open()
+    }
+
+    /// Lets go of what is held for a burst of requests only.
+    pub fn rest(&self) {
+        self.nodes.watcher.close();
     }
 
     fn node(&self, number: u64) -> io::Result<Node> {
@@ -110,6 +146,10 @@ impl Tree {
     /// thing the guest has looked up.
     fn remember(&self, parent: &Node, name: &CStr, path: File) -> io::Result<(Entry, Node)> {
         let status = Status::of(&path)?;
+        if status.mount != parent.mount {
+            self.mounts.enter(parent.mount, &path, &status)?;
+        }
+        self.mounts.admit(&parent.file, &path, &status)?;
         let submount = status.is_folder()
             && status.mount != parent.mount
             && self.submounts.load(Ordering::Relaxed);
@@ -126,24 +166,36 @@ impl Tree {
         Entry {
             inode: node.number,
             generation: 0,
-            attr: node.domain.attributes(status),
+            attr: node.domain.show(status).into(),
             attr_flags: 0,
-            attr_timeout: CACHE_TIME,
+            attr_timeout: self.attribute_time(&status),
             entry_timeout: self.entry_time(parent),
         }
     }
 
-    /// Takes a file that was opened for `node` among the handles; the handle's number.
-    fn opened(&self, node: &Node, file: File) -> io::Result<u64> {
-        let (number, file) = self.handles.insert(file, User::acting())?;
+    /// Adds the handle of a file that was opened for `node`; the handle's number.
+    fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
+        let file = Arc::clone(&handle.file);
+        let number = self.handles.insert(handle)?;
         let known = self.nodes.opened(node.number, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
 
-    /// In the folder's own mount, mounts come and go as containers do: names there are asked for each
-    /// time. Few paths lead through it, as a container's root is a mount below.
+    /// Returns how long the guest may believe a name in `parent`, that there is none too.
+    ///
+    /// In the folder's own mount, mounts come and go as containers do; few paths lead through it, as a
+    /// container's root is a mount below. On volumes the host works at the same time. Names of both are
+    /// asked for each time, and the answer brings the attributes.
     fn entry_time(&self, parent: &Node) -> Duration {
-        if parent.mount == self.nodes.root_mount() { Duration::ZERO } else { CACHE_TIME }
+        let shared = parent.mount == self.nodes.root_mount() || self.mounts.of(parent.mount).volume;
+        if shared { Duration::ZERO } else { CACHE_TIME }
+    }
+
+    /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
+    /// the guest it is a mount.
+    fn attribute_time(&self, status: &Status) -> Duration {
+        let traits = self.mounts.of(status.mount);
+        if traits.volume && traits.single { Duration::ZERO } else { CACHE_TIME }
     }
 }
 

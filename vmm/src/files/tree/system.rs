@@ -45,6 +45,26 @@ pub fn descriptor_limit() -> io::Result<usize> {
     Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
+/// The target of the link `name` in the working directory of serving threads.
+pub fn read_link(name: &CStr) -> io::Result<Vec<u8>> {
+    read_link_of(libc::AT_FDCWD, name)
+}
+
+/// The target of the link behind `link` (`O_PATH`).
+pub fn read_link_at(link: &File) -> io::Result<Vec<u8>> {
+    read_link_of(link.as_raw_fd(), c"")
+}
+
+fn read_link_of(folder: libc::c_int, name: &CStr) -> io::Result<Vec<u8>> {
+    let mut target = vec![0; libc::PATH_MAX as usize];
+    // SAFETY: the name is terminated; `target` has the room it says.
+    let count = check_length(unsafe {
+        libc::readlinkat(folder, name.as_ptr(), target.as_mut_ptr().cast(), target.len())
+    })?;
+    target.truncate(count);
+    Ok(target)
+}
+
 /// What statx(2) says.
 #[derive(Clone, Copy)]
 pub struct Status {
@@ -52,7 +72,7 @@ pub struct Status {
     pub mount: u64,
     /// The device of its file system.
     pub device: u64,
-    raw: libc::statx,
+    pub(super) raw: libc::statx,
 }
 
 impl Status {
@@ -83,6 +103,12 @@ impl Status {
     /// Number within its file system.
     pub fn inode(&self) -> u64 {
         self.raw.stx_ino
+    }
+
+    /// The same with another number within the file system.
+    pub fn numbered(mut self, inode: u64) -> Self {
+        self.raw.stx_ino = inode;
+        self
     }
 
     /// Number of names.

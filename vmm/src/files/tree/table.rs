@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::cached::Cached;
 use super::identity::{Domain, Identity};
 
 /// The number of the shared folder itself (`FUSE_ROOT_ID`).
@@ -22,6 +23,8 @@ pub type Place = (u64, Arc<CStr>);
 pub struct Known {
     /// The file as it was last seen.
     pub identity: Identity,
+    /// The mount that it was found on first.
+    pub mount: u64,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
     /// How often the guest was told of it, less how often it forgot.
@@ -30,6 +33,8 @@ pub struct Known {
     children: u64,
     /// Where it was found, in the order in which it was. A directory has one place.
     pub places: Vec<Place>,
+    /// What the guest's kernel may have in its cache.
+    pub cached: Cached,
     /// The `O_PATH` descriptor of the file, as long as somebody else holds it.
     path: Mutex<Weak<File>>,
     /// Descriptors that were opened for the content, as long as somebody else holds them.
@@ -71,13 +76,15 @@ pub struct Table {
 }
 
 impl Known {
-    fn new(identity: Identity, domain: Arc<Domain>) -> Self {
+    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>) -> Self {
         Self {
             identity,
+            mount,
             domain,
             lookups: 1,
             children: 0,
             places: Vec::new(),
+            cached: Cached::default(),
             path: Mutex::default(),
             open: Mutex::default(),
             pinned: None,
@@ -125,8 +132,8 @@ impl Known {
 
 impl Table {
     /// Only the root, which is never forgotten.
-    pub fn new(identity: Identity, domain: Arc<Domain>, root: Arc<File>) -> Self {
-        let mut known = Known::new(identity, Arc::clone(&domain));
+    pub fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, root: Arc<File>) -> Self {
+        let mut known = Known::new((identity, mount), Arc::clone(&domain));
         known.pinned = Some(root);
         let identities = HashMap::from([((domain.number(), identity), Sharing::One(ROOT))]);
         let known = HashMap::from([(ROOT, known)]);
@@ -178,7 +185,7 @@ impl Table {
     pub fn add(
         &mut self,
         place: Option<Place>,
-        identity: Identity,
+        (identity, mount): (Identity, u64),
         domain: Arc<Domain>,
         parted: bool,
     ) -> Option<u64> {
@@ -188,7 +195,7 @@ impl Table {
         let number = self.next;
         self.next += 1;
         let key = (domain.number(), identity);
-        self.known.insert(number, Known::new(identity, domain));
+        self.known.insert(number, Known::new((identity, mount), domain));
         match self.identities.entry(key) {
             Entry::Occupied(mut sharing) => match sharing.get_mut() {
                 Sharing::Parted(count) => *count += 1,
