@@ -6,6 +6,7 @@
 //! - AppArmor, SELinux and RDT are the host's: the guest's kernel has none of them;
 //! - devices keep their path but get the guest's numbers for it, if it has the path; those the guest has not are left out, and
 //!   so are limits on huge pages of sizes that it has not;
+//! - `rootfsPropagation: rslave`, which engines write for a volume that gets later mounts, is `slave` there;
 //! - `noNewPrivileges: false` is removed: libcontainer would load the seccomp filter too late;
 //! - the environment goes past libcontainer (its order and repeated names would be lost), and so
 //!   does the working directory where it must be made inside a mount.
@@ -168,6 +169,9 @@ fn join_pids(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<(), SpecErro
 fn adapt_linux(linux: &mut Linux, cgroup: &Cgroup, mounted: bool) -> Result<(), SpecError> {
     linux.set_cgroups_path(Some(cgroup.name()));
     linux.set_intel_rdt(None).set_mount_label(None);
+    if let Some(name) = linux.rootfs_propagation().as_deref().and_then(recursive_propagation) {
+        linux.set_rootfs_propagation(Some(name.to_owned()));
+    }
     if let Some(limits) =
         linux.resources_mut().as_mut().and_then(|r| r.hugepage_limits_mut().as_mut())
     {
@@ -184,6 +188,13 @@ fn adapt_linux(linux: &mut Linux, cgroup: &Cgroup, mounted: bool) -> Result<(), 
     }
     linux.set_namespaces(Some(namespaces));
     Ok(())
+}
+
+/// The propagation that libcontainer always sets recursively, if `name` asks for it by the name that engines
+/// use; libcontainer knows the other.
+fn recursive_propagation(name: &str) -> Option<&str> {
+    let known = ["shared", "slave", "private", "unbindable"];
+    name.strip_prefix('r').filter(|name| known.contains(name))
 }
 
 /// Whether the guest has huge pages of `size`, such as `2MB`.
@@ -301,6 +312,14 @@ mod tests {
         });
         change(&mut value);
         serde_json::from_value(value).expect("a spec")
+    }
+
+    #[test]
+    fn propagation_by_the_names_that_engines_use() {
+        assert_eq!(recursive_propagation("rslave"), Some("slave"));
+        assert_eq!(recursive_propagation("rprivate"), Some("private"));
+        assert_eq!(recursive_propagation("slave"), None);
+        assert_eq!(recursive_propagation("rubbish"), None);
     }
 
     #[test]
