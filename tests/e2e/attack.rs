@@ -5,6 +5,7 @@
 //! HUSK_SEED set how long and with which numbers.
 
 use std::fs;
+use std::io::Write;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -253,9 +254,16 @@ fn vsock_streams(runtime: Runtime) -> Result<()> {
     let mut beside = Beside::start(runtime, attacker(runtime, "vsock-streams")?)?;
     let (since, mut execs) = (Instant::now(), 0);
     while since.elapsed() < Duration::from_secs(seconds()?) {
-        let finished =
-            beside.attacked.exec(&["sh", "-c", "cat; echo out; echo err >&2; exit 7"])?;
-        ensure!((finished.text(7)?.as_str(), finished.stderr.as_str()) == ("out", "err\n"));
+        let (id, line) = (&beside.attacked.id, "read line; echo $line; echo err >&2; exit 7");
+        let name = format!("beside-{execs}");
+        let mut exec = spawn(&["task", "exec", "--exec-id", &name, id, "sh", "-c", line])?;
+        // Open to the end: `ctr` forgets to close an input that ends before the exec is there.
+        let mut input = exec.stdin.take().context("no stdin")?;
+        input.write_all(b"in\n")?;
+        let finished = finish(exec)?;
+        drop(input);
+        let said = (finished.text(7)?, finished.stderr.as_str());
+        ensure!(said == ("in".to_owned(), "err\n"), "{said:?}");
         execs += 1;
     }
     eprintln!("{execs} execs");

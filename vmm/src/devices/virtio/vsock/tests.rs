@@ -226,6 +226,7 @@ fn a_port_that_is_for_one_of_the_guests_ports_is_for_no_other() {
     *guest.streams.given.lock().unwrap() = Some(theirs.into());
     guest.vsock.lock().unwrap().listen(1024, Listener::over(ours.into(), Some(70_007)));
     for port in (1..300).chain([70_006, 70_008, u32::MAX]) {
+        guest.refill();
         guest.send(&Guest::header(op::REQUEST, port, 1024), &[]);
         let reset = guest.expect(op::RST);
         assert_eq!((reset.src_port, reset.dst_port), (1024, port));
