@@ -77,13 +77,8 @@ impl Streams {
         let located = |stream| move |source| StreamsError::Location { stream, source };
         let stdin = Location::parse(&paths.stdin).and_then(|location| location.open_source());
         let stdin = stdin.map_err(located("input"))?;
-        let stdout = Location::parse(&paths.stdout).and_then(|location| location.open_sink());
-        let stdout = stdout.map_err(located("output"))?;
-        let stderr = if paths.terminal {
-            Ok(None)
-        } else {
-            Location::parse(&paths.stderr).and_then(|location| location.open_sink())
-        };
+        let stdout = open_sink(&paths.stdout).await.map_err(located("output"))?;
+        let stderr = if paths.terminal { Ok(None) } else { open_sink(&paths.stderr).await };
         let stderr = stderr.map_err(located("error"))?;
         let mut port = |used: bool| if used { next_port() } else { 0 };
         let ports = [port(stdin.is_some()), port(stdout.is_some()), port(stderr.is_some())];
@@ -183,6 +178,10 @@ impl Drop for Streams {
             }
         });
     }
+}
+
+async fn open_sink(text: &str) -> Result<Option<Sink>, LocationError> {
+    Location::parse(text)?.open_sink().await
 }
 
 fn wanted(port: u32, bytes: u64) -> u64 {
