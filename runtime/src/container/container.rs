@@ -19,7 +19,7 @@ use super::{
     SizePlan, Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
-use crate::apart::{HostMounts, alongside};
+use crate::apart::{HostMounts, alongside_within};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
@@ -31,6 +31,9 @@ const FORGETTING: u32 = 10;
 
 /// How long such a process may take to end, or to appear, between two looks.
 const KILLED: Duration = Duration::from_secs(1);
+
+/// How long the sources of a container's files may take to be opened and mounted.
+const LAY_OUT: Duration = Duration::from_secs(30);
 
 /// Longer names would not fit into paths.
 const LONGEST_NAME: usize = 128;
@@ -162,7 +165,8 @@ impl Container {
         check_name(&request.id)?;
         let is_sandbox = request.id == follower.sandbox_id;
         // A source may lie on a file system that answers late, or never.
-        let laid_out = alongside(move || lay_out(request, is_sandbox, &share, &volumes)).await;
+        let laid_out =
+            alongside_within(LAY_OUT, move || lay_out(request, is_sandbox, &share, &volumes)).await;
         let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
         let streams = follower.open(&request.stdio).await?;
         let mut call = CreateContainerRequest::new();

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::location::Sink;
+use crate::apart::alongside;
 
 /// As much as a FIFO holds by default.
 const BUFFER: usize = 64 * 1024;
@@ -151,7 +152,11 @@ async fn write(
     progress: &watch::Sender<Progress>,
 ) -> io::Result<usize> {
     match sink {
-        Sink::File(file) => file.write(bytes),
+        Sink::File(file) => {
+            // A file system that does not answer holds up this stream only.
+            let (file, bytes) = (file.try_clone()?, bytes.to_vec());
+            alongside(move || (&file).write(&bytes)).await?
+        }
         Sink::Fifo(fifo) => loop {
             match fifo.try_write(bytes) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -190,11 +195,11 @@ mod tests {
         progress: watch::Receiver<Progress>,
     }
 
-    fn out() -> Out {
+    async fn out() -> Out {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stdout");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let sink = Location::Path(path.clone()).open_sink().unwrap().unwrap();
+        let sink = Location::Path(path.clone()).open_sink().await.unwrap().unwrap();
         let (host, guest) = UnixStream::pair().unwrap();
         let (sender, progress) = watch::channel(Progress::default());
         tokio::spawn(copy_out(host, sink, sender));
@@ -219,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn sixty_four_mebibytes_arrive_whole_and_in_order() {
-        let mut out = out();
+        let mut out = out().await;
         let path = out.path.clone();
         let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::ZERO));
         let data = pattern(64 << 20);
@@ -232,7 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_loses_nothing() {
-        let mut out = out();
+        let mut out = out().await;
         let path = out.path.clone();
         let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::from_millis(5)));
         let data = pattern(4 << 20);
@@ -244,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stuck_reader_does_not_hold_up_the_exit_for_ever() {
-        let mut out = out();
+        let mut out = out().await;
         let data = pattern(200 << 10);
         let writer = tokio::spawn(async move {
             out.guest.write_all(&data).await.unwrap();
@@ -261,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_guest_is_given_more_time_than_a_stuck_reader() {
-        let mut out = out();
+        let mut out = out().await;
         let patience = Patience { reader: Duration::from_millis(50), ..PATIENCE };
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(400)).await;
@@ -273,7 +278,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_sends_a_byte_now_and_then_gains_no_time() {
-        let mut out = out();
+        let mut out = out().await;
         tokio::spawn(async move {
             while out.guest.write_all(b".").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -286,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_cannot_claim_more_than_can_be_on_the_way() {
-        let mut out = out();
+        let mut out = out().await;
         let path = out.path.clone();
         let reader = tokio::task::spawn_blocking(move || read_all(path, Duration::ZERO));
         let flood = tokio::spawn(async move {
@@ -301,14 +306,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_without_the_promised_bytes_is_no_wait() {
-        let mut out = out();
+        let mut out = out().await;
         drop(out.guest);
         assert!(!delivered(&mut out.progress, 1, PATIENCE).await);
     }
 
     #[tokio::test]
     async fn a_full_disk_does_not_block_the_process() {
-        let sink = Location::Path("/dev/full".into()).open_sink().unwrap().unwrap();
+        let sink = Location::Path("/dev/full".into()).open_sink().await.unwrap().unwrap();
         let (host, mut guest) = UnixStream::pair().unwrap();
         let (sender, mut progress) = watch::channel(Progress::default());
         tokio::spawn(copy_out(host, sink, sender));

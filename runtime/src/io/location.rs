@@ -1,11 +1,17 @@
 //! Where containerd wants a stream: a FIFO, or a file.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::unix::pipe;
+
+use crate::apart::alongside_within;
+
+/// How long the opening of a file for output may take.
+const OPEN: Duration = Duration::from_secs(30);
 
 /// One end of a process's stream, as containerd names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +48,7 @@ pub enum LocationError {
 #[derive(Debug)]
 pub(super) enum Sink {
     Fifo(pipe::Sender),
-    File(std::fs::File),
+    File(File),
 }
 
 /// Where input comes from: the reading end, and the writing end that keeps it open.
@@ -69,29 +75,21 @@ impl Location {
         }
     }
 
-    pub(super) fn open_sink(&self) -> Result<Option<Sink>, LocationError> {
-        match self {
-            Self::None => Ok(None),
-            Self::Path(path) if is_fifo(path)? => pipe::OpenOptions::new()
-                .read_write(true)
-                .open_sender(path)
-                .map(|fifo| Some(Sink::Fifo(fifo)))
-                .map_err(|source| open_error(path, source)),
-            Self::Path(path) | Self::File(path) => {
-                if matches!(self, Self::File(_))
-                    && let Some(folder) = path.parent()
-                {
-                    std::fs::create_dir_all(folder).map_err(|source| open_error(folder, source))?;
-                }
-                OpenOptions::new()
-                    .append(true)
-                    .create(matches!(self, Self::File(_)))
-                    .mode(0o644)
-                    .open(path)
-                    .map(|file| Some(Sink::File(file)))
-                    .map_err(|source| open_error(path, source))
-            }
-        }
+    /// Opens where output goes. A file may lie on a file system that answers late, or never.
+    pub(super) async fn open_sink(&self) -> Result<Option<Sink>, LocationError> {
+        let (path, make) = match self {
+            Self::None => return Ok(None),
+            Self::Path(path) => (path.clone(), false),
+            Self::File(path) => (path.clone(), true),
+        };
+        let opening = path.clone();
+        let opened = alongside_within(OPEN, move || open_output(&opening, make)).await;
+        let opened = opened.and_then(|opened| opened);
+        let sink = opened.and_then(|(file, is_fifo)| match is_fifo {
+            true => pipe::Sender::from_file(file).map(Sink::Fifo),
+            false => Ok(Sink::File(file)),
+        });
+        sink.map(Some).map_err(|source| open_error(&path, source))
     }
 
     /// Only FIFOs can be waited for; `/dev/null` is as good as none.
@@ -113,10 +111,19 @@ impl Location {
     }
 }
 
-fn is_fifo(path: &Path) -> Result<bool, LocationError> {
-    std::fs::metadata(path)
-        .map(|metadata| metadata.file_type().is_fifo())
-        .map_err(|source| open_error(path, source))
+/// Opens `path` to write to it, and says whether it is a FIFO; a file is appended to, and made with its
+/// folders if that is wanted. No open of a FIFO waits for a reader.
+fn open_output(path: &Path, make: bool) -> io::Result<(File, bool)> {
+    if !make && std::fs::metadata(path)?.file_type().is_fifo() {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        return Ok((options.open(path)?, true));
+    }
+    if make && let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let file = OpenOptions::new().append(true).create(make).mode(0o644).open(path)?;
+    Ok((file, false))
 }
 
 fn open_error(path: &Path, source: io::Error) -> LocationError {
@@ -140,7 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_fifo_is_named() {
-        let error = Location::Path("/nowhere/stdout".into()).open_sink().unwrap_err();
+        let error = Location::Path("/nowhere/stdout".into()).open_sink().await.unwrap_err();
         assert_eq!(error.to_string(), "cannot open /nowhere/stdout");
     }
 
@@ -148,7 +155,7 @@ mod tests {
     async fn a_file_is_made_with_its_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b.log");
-        assert!(matches!(Location::File(path.clone()).open_sink(), Ok(Some(Sink::File(_)))));
+        assert!(matches!(Location::File(path.clone()).open_sink().await, Ok(Some(Sink::File(_)))));
         assert!(path.exists());
     }
 }

@@ -74,13 +74,8 @@ impl Streams {
         let located = |stream| move |source| StreamsError::Location { stream, source };
         let stdin = Location::parse(&paths.stdin).and_then(|location| location.open_source());
         let stdin = stdin.map_err(located("input"))?;
-        let stdout = Location::parse(&paths.stdout).and_then(|location| location.open_sink());
-        let stdout = stdout.map_err(located("output"))?;
-        let stderr = if paths.terminal {
-            Ok(None)
-        } else {
-            Location::parse(&paths.stderr).and_then(|location| location.open_sink())
-        };
+        let stdout = open_sink(&paths.stdout).await.map_err(located("output"))?;
+        let stderr = if paths.terminal { Ok(None) } else { open_sink(&paths.stderr).await };
         let stderr = stderr.map_err(located("error"))?;
         let mut streams = Self {
             machine: Arc::clone(machine),
@@ -192,6 +187,10 @@ impl Drop for Streams {
             }
         });
     }
+}
+
+async fn open_sink(text: &str) -> Result<Option<Sink>, LocationError> {
+    Location::parse(text)?.open_sink().await
 }
 
 fn wanted(end: Option<StreamAddress>, bytes: u64) -> u64 {

@@ -51,7 +51,7 @@ pub enum ResourceError {
     /// A mount's place inside the root file system leads out of it.
     #[error("the mount target {0} leads out of the root file system")]
     OutsideTarget(String),
-    /// No thread could be started for the work.
-    #[error("cannot start a thread to lay out the files")]
+    /// No thread could be started for the work, or a source does not answer.
+    #[error("cannot do so in a thread of its own")]
     Thread(#[source] io::Error),
 }
