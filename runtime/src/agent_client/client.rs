@@ -86,10 +86,11 @@ pub(crate) fn sanitize(texts: &[String]) -> Vec<String> {
     texts.iter().take(MOST_TEXTS).map(|text| cut(text)).collect()
 }
 
-/// Returns a text of the guest's as one line of at most [`LONGEST_TEXT`] characters of it.
+/// Returns a text of the guest's as one line of at most [`LONGEST_TEXT`] characters, which those that are
+/// escaped take more of.
 fn cut(text: &str) -> String {
     let end = text.char_indices().nth(LONGEST_TEXT).map_or(text.len(), |(end, _)| end);
-    printable::line(&text[..end]).into_owned()
+    printable::line(&text[..end]).chars().take(LONGEST_TEXT).collect()
 }
 
 fn short() -> Context {

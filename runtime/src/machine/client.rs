@@ -32,11 +32,9 @@ const SEND_BUFFER: usize = 1 << 20;
 /// How long a process may outlive its control socket.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How long the process may take to answer a request that it can answer by itself.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// How long the process may take to build its machine.
-const BOOT_ANSWER: Duration = Duration::from_secs(60);
+/// How long the process may take to answer a request that it can answer by itself: on a host that swaps, or
+/// when somebody has stopped it for a while, half a minute is nothing. SIGKILL waits for none of them.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -281,7 +279,6 @@ impl Machine {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Answer, MachineError> {
         let limit = match request {
-            MachineRequest::Boot(_) => BOOT_ANSWER,
             // The answer is the guest's to bring about: the caller says how long that may take.
             MachineRequest::AwaitMemory | MachineRequest::Connect { .. } => {
                 return self.ask_patiently(request, descriptors).await;
