@@ -11,8 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use husk_agent_protocols::AGENT_PORT;
 use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
-use husk_control::MachineRequest;
-use husk_control::VolumeRules;
+use husk_control::{MachineRequest, VolumeRules};
 use oci_spec::runtime::Spec;
 use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
@@ -24,7 +23,7 @@ use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, tame};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
-use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, Volumes};
+use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
 use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
