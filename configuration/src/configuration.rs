@@ -97,6 +97,8 @@ pub struct NetworkSettings {
     pub receive_packets: u32,
     /// Frames a second that each interface may send; 0: no limit.
     pub send_packets: u32,
+    /// Whether rules in the network namespace that a guest's packets pass by are accepted.
+    pub ignore_rules: bool,
 }
 
 /// `[log]`: what is logged.
@@ -111,6 +113,9 @@ pub struct LogSettings {
 pub struct AnnotationSettings {
     /// Names after `io.husk.` that an annotation may set.
     pub allow: Vec<String>,
+    /// Whether a container joins a sandbox that the CRI did not make, though only an annotation of its own
+    /// places it there.
+    pub join: bool,
 }
 
 /// How important a line of the log is.
@@ -190,6 +195,7 @@ impl Default for NetworkSettings {
             send_rate: Size::from_mib(0),
             receive_packets: 0,
             send_packets: 0,
+            ignore_rules: false,
         }
     }
 }
@@ -202,6 +208,6 @@ impl Default for LogSettings {
 
 impl Default for AnnotationSettings {
     fn default() -> Self {
-        Self { allow: ["console", "memory", "vcpus"].map(String::from).to_vec() }
+        Self { allow: ["console", "memory", "vcpus"].map(String::from).to_vec(), join: false }
     }
 }

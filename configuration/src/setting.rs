@@ -205,6 +205,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         get: |c| i64::from(c.network.send_packets).into(),
     },
     Setting {
+        key: "network.ignore_rules",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.network.ignore_rules = v),
+        get: |c| c.network.ignore_rules.into(),
+    },
+    Setting {
         key: "log.level",
         kind: Kind::Text,
         annotation: false,
@@ -217,6 +224,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         annotation: false,
         set: |c, v| annotation_names(v).map(|v| c.annotations.allow = v),
         get: |c| list(&c.annotations.allow),
+    },
+    Setting {
+        key: "annotations.join",
+        kind: Kind::Boolean,
+        annotation: false,
+        set: |c, v| boolean(v).map(|v| c.annotations.join = v),
+        get: |c| c.annotations.join.into(),
     },
 ];
 

@@ -5,7 +5,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-/// An error with its causes, outermost first, for the person at the terminal.
+use crate::printable;
+
+/// Returns an error with its causes, outermost first, for the person at the terminal. Parts of it may come
+/// from a guest: control characters are escaped.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -14,7 +17,7 @@ pub fn chain(error: &dyn Error) -> String {
         text.push_str(&one(error));
         cause = error.source();
     }
-    text
+    printable::lines(&text).into_owned()
 }
 
 /// What the operating system says is worded as runc words it: people search for that text, and
@@ -45,5 +48,11 @@ mod tests {
         assert_eq!(chain(&Outer(Errno::EPERM)), "cannot use it: operation not permitted");
         let other = Outer(Outer(io::Error::other("Not the system's")));
         assert_eq!(chain(&other), "cannot use it: cannot use it: Not the system's");
+    }
+
+    #[test]
+    fn a_terminal_obeys_no_error() {
+        let error = Outer(io::Error::other("\x1b[2Jgone\nline"));
+        assert_eq!(chain(&error), "cannot use it: \\u{1b}[2Jgone\nline");
     }
 }

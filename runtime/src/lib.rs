@@ -17,6 +17,7 @@ pub mod io;
 mod lock;
 pub mod machine;
 pub mod operator;
+pub mod printable;
 pub mod resource;
 pub mod sandbox;
 pub mod shell;

@@ -13,13 +13,14 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use containerd_shim_protos::TASK_API_VERSION;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use husk_configuration::Configuration;
 use husk_runtime::spec::sandbox_of;
 use protobuf::Message;
 use serde::Deserialize;
 
 use crate::address::socket_path;
 use crate::arguments::{Flags, StartOptions};
-use crate::daemon;
+use crate::{daemon, records};
 
 /// More than any daemon sends.
 const LONGEST_INPUT: u64 = 10 << 20;
@@ -36,6 +37,9 @@ pub fn start(flags: &Flags) -> anyhow::Result<()> {
     let input = read_input().context("standard input")?;
     let (options, protocol) = options(&input, flags);
     let sandbox = sandbox_id(Path::new("config.json"), &options.id)?;
+    if sandbox != options.id {
+        check(&options, &sandbox)?;
+    }
     let address = options.socket_address(&sandbox);
     let path = socket_path(&address);
     // A container of a sandbox that is there already joins its shim.
@@ -123,6 +127,21 @@ fn sandbox_id(config: &Path, id: &str) -> anyhow::Result<String> {
         Err(error) => return Err(error).context("the bundle's config.json"),
     };
     Ok(sandbox_of(&annotated.annotations).unwrap_or(id).to_owned())
+}
+
+/// Returns an error unless the container may join `sandbox`, which an annotation of its own names.
+fn check(options: &StartOptions, sandbox: &str) -> anyhow::Result<()> {
+    // CRI-O calls shims without a containerd, and writes the annotations of its containers itself.
+    if options.address.is_empty() {
+        return Ok(());
+    }
+    let by_annotation = match Configuration::load(None) {
+        Ok(configuration) => configuration.annotations.join,
+        // The error in the settings is the sandbox's to report.
+        Err(_) => false,
+    };
+    let (address, namespace) = (&options.address, &options.namespace);
+    Ok(records::check(address, namespace, &options.id, sandbox, by_annotation)?)
 }
 
 /// Listens on `path`, which nobody answers at: what lies there is left from a shim that is gone.

@@ -67,7 +67,7 @@ struct Line(String);
 
 impl Line {
     fn value(&mut self, value: &str) {
-        // Quoted, so that no value can begin a line of its own.
+        // Quoted and escaped: no value begins a line of its own or steers a terminal.
         let _ = write!(self.0, "{value:?}");
     }
 }
@@ -136,9 +136,10 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let log = logger(&path, Level::Warning, "s");
         slog::info!(log, "no");
-        slog::warn!(log, "two\nlines");
+        slog::warn!(log, "two\nlines"; "name" => "\x1b[2J\u{9b}m\u{202e}");
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 1);
+        assert!(text.contains(r#"name="\u{1b}[2J\u{9b}m\u{202e}""#), "{text}");
         assert!(text.contains(r#"msg="two\nlines""#), "{text}");
     }
 }

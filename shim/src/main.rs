@@ -16,6 +16,7 @@ mod error;
 mod info;
 mod log;
 mod publisher;
+mod records;
 mod serve;
 mod service;
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd hands this to the person at the terminal.
-            eprintln!("containerd-shim-husk-v2: {error:#}");
+            eprintln!("containerd-shim-husk-v2: {}", husk_runtime::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

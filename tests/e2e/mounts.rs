@@ -29,6 +29,7 @@ pub const CASES: &[Case] = &[
     ("mounts::link_that_leads_out", link_that_leads_out),
     ("mounts::odd_names", odd_names),
     ("mounts::recursive_or_not", recursive_or_not),
+    ("mounts::read_only_with_what_is_beneath_or_without", read_only_or_beneath_too),
     ("mounts::flags", flags),
     ("mounts::null_over_a_file", null_over_a_file),
     ("mounts::one_source_twice", one_source_twice),
@@ -58,6 +59,11 @@ const NESTED: Part =
 const RECURSIVE_OR_NOT: Part = Part::new(
     "recursive_or_not",
     "cat /all/inner/file; ls -A /one/inner | wc -l; touch /all/inner/x 2>&1",
+);
+const READ_ONLY_OR_BENEATH_TOO: Part = Part::new(
+    "read_only_or_beneath_too",
+    "touch /top/x 2>&1; touch /top/inner/top && echo written; touch /closed/x 2>&1; \
+     cat /closed/inner/file; touch /closed/inner/closed 2>&1",
 );
 const FLAGS: Part = Part::new(
     "flags",
@@ -89,9 +95,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     fs::write(at("given"), "127.0.0.9 host\n")?;
     fs::write(at("secret"), "secret\n")?;
     fs::write(at("inner/file"), "inner\n")?;
-    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
-    nix::mount::mount(Some("inner"), &at("all/inner"), Some("tmpfs"), flags, none)?;
-    let mounted = Mounted(at("all/inner"));
+    let mounted = Mounted::tmpfs(at("all/inner"))?;
     fs::write(at("all/inner/file"), "inner\n")?;
     fs::write(at("flags/run"), "#!/bin/sh\necho ran\n")?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -105,6 +109,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
             FILE_READ_ONLY,
             NESTED,
             RECURSIVE_OR_NOT,
+            READ_ONLY_OR_BENEATH_TOO,
             FLAGS,
             NULL_OVER_A_FILE,
             ONE_SOURCE_TWICE,
@@ -119,6 +124,8 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
         ("inner", "/outer/inner", "rbind:ro"),
         ("all", "/all", "rbind:rw"),
         ("all", "/one", "bind:rw"),
+        ("all", "/top", "rbind:ro"),
+        ("all", "/closed", "rbind:rro"),
         ("flags", "/flags", "rbind:rw:nosuid:nodev:noexec"),
         ("twice", "/rw", "rbind:rw"),
         ("twice", "/ro", "rbind:ro"),
@@ -363,8 +370,30 @@ fn odd_names(runtime: Runtime) -> Result<()> {
     says(&*SPECIFIED.of(runtime)?, ODD_NAMES, 0, &wanted)
 }
 
+fn read_only_or_beneath_too(runtime: Runtime) -> Result<()> {
+    let bound = BOUND.of(runtime)?;
+    let wanted = "touch: /top/x: Read-only file system\nwritten\n\
+                  touch: /closed/x: Read-only file system\ninner\n\
+                  touch: /closed/inner/closed: Read-only file system";
+    bound.says(READ_ONLY_OR_BENEATH_TOO, 1, wanted)?;
+    ensure!(bound.mounted.0.join("top").exists() && !bound.mounted.0.join("closed").exists());
+    Ok(())
+}
+
 /// A mount of the host's that ends with this value.
-struct Mounted(std::path::PathBuf);
+pub struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    /// Mounts a file system in memory whose mount hands on what is mounted beneath.
+    pub fn tmpfs(path: std::path::PathBuf) -> Result<Self> {
+        use nix::mount::{MsFlags, mount};
+        let none = None::<&str>;
+        mount(Some("tests"), &path, Some("tmpfs"), MsFlags::empty(), none)?;
+        let mounted = Self(path);
+        mount(none, &mounted.0, none, MsFlags::MS_SHARED, none)?;
+        Ok(mounted)
+    }
+}
 
 impl Drop for Mounted {
     fn drop(&mut self) {

@@ -5,16 +5,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{PROBE, Runtime, probe_path};
+use husk_tests::containerd::{BUSYBOX, PROBE, Runtime, ctr, probe_path};
 use husk_tests::cri::{Inside, Pod, RUNNING, Wanted};
+use husk_tests::processes::{Role, find};
 use husk_tests::streaming::{STDERR, STDIN, STDOUT};
+use husk_tests::wait::{PATIENCE, until_true};
 use k8s_cri::v1::{ContainerStats, LinuxContainerResources};
 
 use crate::Case;
+use crate::mounts::Mounted;
 use crate::shared::Shared;
 
 pub const CASES: &[Case] = &[
     ("pods::two_containers_and_an_init", two_and_an_init),
+    ("pods::annotations_place_nobody", annotations_place_nobody),
     ("pods::exec_sync", exec_sync),
     ("pods::streams", streams),
     ("pods::port_forward", port_forward),
@@ -26,6 +30,8 @@ pub const CASES: &[Case] = &[
     ("pods::shared_process_ids", shared_process_ids),
     ("pods::settings_of_the_sandbox", settings),
     ("pods::stop_ends_everything", stop),
+    ("pods::mounted_later", mounted_later),
+    ("pods::share_under_attack", share_under_attack),
 ];
 
 /// The rows for a sandbox without a pause container: what is not the containers' own.
@@ -98,6 +104,31 @@ fn two_and_an_init(runtime: Runtime) -> Result<()> {
     ensure!(pod.shell(&client, "ps | grep -c '[p]robe listen' || true")? == "0");
     ensure!(pod.shell(&client, "wget -q -O - http://127.0.0.1:7777/file")? == "changed");
     ensure!(pod.shell(&client, "/probe connect /shared/socket hello")? == "hello");
+    Ok(())
+}
+
+/// A container that only an annotation places in a pod, which its maker writes, is not let in. runc's shim
+/// takes it: there it shares that shim, and nothing of the pod's.
+fn annotations_place_nobody(runtime: Runtime) -> Result<()> {
+    let pod = POD.of(runtime)?;
+    let id = format!("{}-intruder", runtime.name());
+    for kind in ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"] {
+        let sandbox = format!("{kind}={}", pod.id);
+        let kind = "io.kubernetes.cri.container-type=container";
+        // As the CRI labels its own.
+        let label = "io.cri-containerd.kind=container";
+        let mut words = vec!["--namespace", "k8s.io", "run", "--rm", "--runtime", runtime.shim()];
+        words.extend(["--annotation", &sandbox, "--annotation", kind, "--label", label]);
+        words.extend([BUSYBOX, &id, "true"]);
+        match ctr(&words) {
+            Ok(_) => ensure!(runtime == Runtime::Runc, "it was let in"),
+            Err(error) if runtime == Runtime::Runc => return Err(error),
+            Err(error) => {
+                let error = format!("{error:#}");
+                ensure!(error.contains(&format!("cannot join sandbox {}", pod.id)), "{error}");
+            }
+        }
+    }
     Ok(())
 }
 
@@ -277,6 +308,80 @@ fn come_and_go(runtime: Runtime) -> Result<()> {
     ensure!(pod.is_ready()?);
     let last = pod.container(&sleeping("last"))?;
     ensure!(pod.shell(&last, "echo last")? == "last");
+    Ok(())
+}
+
+/// A volume whose file system was mounted after its pod's start, on a host whose `/` is private, and one
+/// beneath it that comes later still.
+fn mounted_later(runtime: Runtime) -> Result<()> {
+    let pod = POD.of(runtime)?;
+    let volume = pod.folder.path().join("later");
+    std::fs::create_dir(&volume)?;
+    let _outer = Mounted::tmpfs(volume.clone())?;
+    std::fs::write(volume.join("file"), "later\n")?;
+    std::fs::create_dir(volume.join("beneath"))?;
+    let id = pod.container(&Inside {
+        volumes: vec![(volume.clone(), "/private")],
+        followed: vec![(volume.clone(), "/followed")],
+        ..sleeping("later")
+    })?;
+    ensure!(pod.shell(&id, "cat /private/file /followed/file")? == "later\nlater");
+    let _inner = Mounted::tmpfs(volume.join("beneath"))?;
+    std::fs::write(volume.join("beneath/file"), "beneath\n")?;
+    let text = pod.shell(&id, "cat /followed/beneath/file; ls /private/beneath | wc -l")?;
+    ensure!(text == "beneath\n0", "{text}");
+    pod.stop(&id, 0)?;
+    pod.remove(&id)
+}
+
+/// What a guest can do to the shared folder, if there is one: it mounts it once more, and exchanges what
+/// it finds for links to the folder `CANARY`.
+const HAMMER: &str = "mkdir /m; mount -t virtiofs husk /m; while :; do \
+    for folder in /m /m/.volumes /m/*; do ln -s CANARY $folder/planted; \
+    for name in .volumes rootfs 0 1 2 3 4 5 6 7 8 9; do \
+    mv $folder/$name $folder/moved; mv $folder/planted $folder/$name; \
+    ln -s CANARY $folder/$name; rmdir $folder/$name; done; done; done 2>/dev/null";
+
+/// Containers with volumes come and go in a pod whose guest hammers on the shared folder.
+fn share_under_attack(runtime: Runtime) -> Result<()> {
+    let pod = Pod::run(runtime, &Wanted::default())?;
+    let [canary, volume] = ["canary", "volume"].map(|name| pod.folder.path().join(name));
+    for folder in [&canary, &volume] {
+        std::fs::create_dir(folder)?;
+        std::fs::write(folder.join("file"), "untouched\n")?;
+    }
+    let hammer = HAMMER.replace("CANARY", &canary.display().to_string());
+    let hammer = pod.container(&Inside {
+        name: "hammer",
+        line: &hammer,
+        capabilities: vec!["SYS_ADMIN"],
+        ..Inside::default()
+    })?;
+    let shared = || Ok(pod.shell(&hammer, "ls -A /m")?.contains(".volumes"));
+    if runtime == Runtime::Husk {
+        until_true("the guest sees the shared folder", PATIENCE, shared)?;
+    }
+    for _ in 0..3 {
+        let volumes = vec![(volume.clone(), "/volume")];
+        let id = pod.container(&Inside { volumes, ..sleeping("beside") })?;
+        ensure!(pod.shell(&id, "cat /volume/file")? == "untouched");
+        pod.stop(&id, 0)?;
+        pod.remove(&id)?;
+    }
+    for folder in [&canary, &volume] {
+        let names: Vec<_> = std::fs::read_dir(folder)?.flatten().map(|e| e.file_name()).collect();
+        ensure!(names == ["file"], "{names:?} in {}", folder.display());
+        ensure!(std::fs::read_to_string(folder.join("file"))? == "untouched\n");
+    }
+    let mut tables = vec!["/proc/self/mountinfo".to_owned()];
+    let shim = find(Role::Shim, &pod.id).map(|pid| format!("/proc/{pid}/mountinfo"));
+    tables.extend(shim.filter(|_| runtime == Runtime::Husk));
+    let canary = canary.display().to_string();
+    for table in tables {
+        let text = std::fs::read_to_string(&table)?;
+        let there = text.lines().find(|line| line.contains(&canary));
+        ensure!(there.is_none(), "{there:?} in {table}");
+    }
     Ok(())
 }
 

@@ -222,16 +222,21 @@ impl Run {
 
     /// The folder on the host that holds what a kept container changed in its root file system.
     pub fn upper_folder(&self) -> Result<std::path::PathBuf> {
-        let mounts = ctr(&["snapshot", "mounts", "/target", &self.id])?;
-        let (_, after) = mounts.split_once("upperdir=").context("no overlay snapshot")?;
-        let end = after.find([',', ' ', '\n']).unwrap_or(after.len());
-        Ok(after[..end].into())
+        upper_folder(&self.id)
     }
 
     /// Removes a kept container.
     pub fn remove(&self) -> Result<()> {
         remove_container(&self.id)
     }
+}
+
+/// The folder on the host that holds what the container `id` changed in its root file system.
+pub(crate) fn upper_folder(id: &str) -> Result<std::path::PathBuf> {
+    let mounts = ctr(&["snapshot", "mounts", "/target", id])?;
+    let (_, after) = mounts.split_once("upperdir=").context("no overlay snapshot")?;
+    let end = after.find([',', ' ', '\n']).unwrap_or(after.len());
+    Ok(after[..end].into())
 }
 
 /// The spec that `ctr` gives a container, asked for once.

@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    AttachRequest, ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatsFilter,
-    ContainerStatsRequest, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
-    DnsConfig, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
-    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListContainerStatsRequest, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStats, PodSandboxStatsRequest,
-    PodSandboxStatusRequest, PortForwardRequest, RemoveContainerRequest, RemovePodSandboxRequest,
-    ReopenContainerLogRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest, UpdateContainerResourcesRequest,
+    AttachRequest, Capability, ContainerConfig, ContainerMetadata, ContainerStats,
+    ContainerStatsFilter, ContainerStatsRequest, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, DnsConfig, ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainerStatsRequest, Mount,
+    MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxStats, PodSandboxStatsRequest, PodSandboxStatusRequest, PortForwardRequest,
+    RemoveContainerRequest, RemovePodSandboxRequest, ReopenContainerLogRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    UpdateContainerResourcesRequest,
 };
 use tonic::transport::Channel;
 
@@ -86,6 +87,10 @@ pub struct Inside<'a> {
     pub line: &'a str,
     /// Folders of the host's and their places.
     pub volumes: Vec<(PathBuf, &'a str)>,
+    /// The same, for folders that get the mounts that the host makes in them later.
+    pub followed: Vec<(PathBuf, &'a str)>,
+    /// Capabilities beside the usual ones, without `CAP_`.
+    pub capabilities: Vec<&'a str>,
     /// Its limits.
     pub limits: Option<LinuxContainerResources>,
     /// Whether it has an input that clients can attach to.
@@ -157,13 +162,24 @@ impl Pod {
             }),
             ..Wanted::default()
         };
-        let volume = |(host, container): &(PathBuf, &str)| Mount {
+        let volume = |(host, container): &(PathBuf, &str), propagation: MountPropagation| Mount {
             host_path: host.display().to_string(),
             container_path: (*container).to_owned(),
+            propagation: propagation.into(),
             ..Mount::default()
         };
+        let private =
+            inside.volumes.iter().map(|pair| volume(pair, MountPropagation::PropagationPrivate));
+        let followed = inside
+            .followed
+            .iter()
+            .map(|pair| volume(pair, MountPropagation::PropagationHostToContainer));
         let security = LinuxContainerSecurityContext {
             namespace_options: namespaces(&wanted),
+            capabilities: Some(Capability {
+                add_capabilities: inside.capabilities.iter().map(|&name| name.to_owned()).collect(),
+                ..Capability::default()
+            }),
             ..Default::default()
         };
         let attempt = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +187,7 @@ impl Pod {
             metadata: Some(ContainerMetadata { name: inside.name.to_owned(), attempt }),
             image: Some(ImageSpec { image: BUSYBOX.to_owned(), ..ImageSpec::default() }),
             command: ["sh", "-c", inside.line].map(str::to_owned).to_vec(),
-            mounts: inside.volumes.iter().map(volume).collect(),
+            mounts: private.chain(followed).collect(),
             log_path: format!("{}.log", inside.name),
             stdin: inside.stdin,
             linux: Some(LinuxContainerConfig {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::client::{end_task, remove_container, task_is};
-use crate::containerd::{Finished, Run, ctr, finish, spawn};
+use crate::containerd::{Finished, Run, ctr, finish, spawn, upper_folder};
 use crate::wait::{PATIENCE, until_true};
 
 /// A running container; dropping it ends and removes it.
@@ -43,6 +43,11 @@ impl Task {
         let mut child = spawn(&[&fixed[..], flags, &[&self.id], command].concat())?;
         drop(child.stdin.take());
         finish(child)
+    }
+
+    /// The folder on the host that holds what the container changed in its root file system.
+    pub fn upper_folder(&self) -> Result<std::path::PathBuf> {
+        upper_folder(&self.id)
     }
 
     /// Runs a shell line in it; its output if it ends with 0.

@@ -64,13 +64,27 @@ impl<W: Write> Drain for Lines<W> {
         // Writing to a string does not fail.
         let _ = record.kv().serialize(record, &mut line);
         let _ = values.serialize(record, &mut line);
-        let mut text = line.0.replace('\n', " ");
+        let mut text = one_line(&line.0);
         text.truncate(text.floor_char_boundary(LINE_LIMIT));
         text.push('\n');
         // One write is one record; a log that cannot be written has nobody to tell.
         let _ = output.write_all(text.as_bytes());
         Ok(())
     }
+}
+
+/// Returns `text` with control characters escaped: names of a container's must not begin a line, nor steer
+/// the terminal on which an operator reads the console.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_unicode()),
+            c => line.push(c),
+        }
+    }
+    line
 }
 
 struct Line(String);
@@ -105,11 +119,12 @@ mod tests {
         let buffer = Buffer::default();
         let log = Logger::root(Lines::new(buffer.clone()).fuse(), o!());
         for n in 0..1000 {
-            info!(log, "flood\nof lines"; "n" => n);
+            info!(log, "flood\nof lines"; "n" => n, "name" => "\x1b[2J");
         }
         let written = buffer.0.lock().expect("no panic holds it").clone();
         let text = String::from_utf8(written).expect("the log is text");
         assert_eq!(text.lines().count(), LINES as usize);
-        assert!(text.starts_with("husk-agent: flood of lines n=0\n"));
+        assert!(text.starts_with("husk-agent: flood of lines "), "{text}");
+        assert!(text.contains("n=0") && text.contains(r"name=\u{1b}[2J"), "{text}");
     }
 }

@@ -18,6 +18,7 @@ pub use ttrpc::proto::Code;
 
 use super::gate::{After, Gate, Inside};
 use crate::machine::Machine;
+use crate::printable;
 
 /// For calls that only look something up or pass a signal on.
 const SHORT: Duration = Duration::from_secs(10);
@@ -58,10 +59,9 @@ impl From<ttrpc::Error> for AgentError {
                 if code == Code::DEADLINE_EXCEEDED {
                     return Self::Silent;
                 }
-                let message = status.message.chars().take(LONGEST_TEXT).collect();
-                Self::Refused { code, message }
+                Self::Refused { code, message: cut(&status.message) }
             }
-            other => Self::Lost(other.to_string().chars().take(LONGEST_TEXT).collect()),
+            other => Self::Lost(cut(&other.to_string())),
         }
     }
 }
@@ -81,10 +81,15 @@ impl std::fmt::Debug for AgentClient {
     }
 }
 
-/// The guest's texts: so many, so long.
-pub(crate) fn tame(texts: Vec<String>) -> Vec<String> {
-    let cut = |text: String| text.chars().take(LONGEST_TEXT).collect();
-    texts.into_iter().take(MOST_TEXTS).map(cut).collect()
+/// Returns at most [`MOST_TEXTS`] of the guest's texts, each cut and safe to show.
+pub(crate) fn sanitize(texts: &[String]) -> Vec<String> {
+    texts.iter().take(MOST_TEXTS).map(|text| cut(text)).collect()
+}
+
+/// Returns a text of the guest's as one line of at most [`LONGEST_TEXT`] characters of it.
+fn cut(text: &str) -> String {
+    let end = text.char_indices().nth(LONGEST_TEXT).map_or(text.len(), |(end, _)| end);
+    printable::line(&text[..end]).into_owned()
 }
 
 fn short() -> Context {
@@ -159,7 +164,7 @@ impl AgentClient {
     /// Makes the guest's network what `state` says; what its kernel refused of it.
     pub async fn update_network(&self, state: &NetworkState) -> Result<Vec<String>> {
         let answer = self.awake(After::Unchanged, self.wire.update_network(long(), state)).await?;
-        Ok(tame(answer.refused))
+        Ok(sanitize(&answer.refused))
     }
 
     /// Asks for the orderly end; at most `limit` for the answer.

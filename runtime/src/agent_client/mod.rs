@@ -5,5 +5,5 @@
 mod client;
 mod gate;
 
-pub(crate) use client::tame;
+pub(crate) use client::sanitize;
 pub use client::{AgentClient, AgentError, Code};

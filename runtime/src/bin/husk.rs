@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use husk_configuration::Configuration;
 use husk_runtime::check::{self, Outcome};
 use husk_runtime::shell::{self, ShellCommand};
-use husk_runtime::{chain, operator, state};
+use husk_runtime::{chain, operator, printable, state};
 
 /// Looks after Husk on this host
 #[derive(Debug, Parser)]
@@ -99,13 +99,13 @@ fn ps() -> anyhow::Result<()> {
     for one in sandboxes {
         println!(
             "{:<12} {:<24} {:<9} {:>8} {:>6} MiB {:>8.1} s  {}",
-            one.namespace,
-            one.id,
+            printable::line(&one.namespace),
+            printable::line(&one.id),
             one.state,
             age(one.age),
             one.memory >> 20,
             one.cpu.as_secs_f64(),
-            one.containers.join(" ")
+            printable::line(&one.containers.join(" "))
         );
     }
     Ok(())
@@ -122,9 +122,12 @@ fn age(age: Duration) -> String {
 }
 
 fn logs(sandbox: &str, namespace: Option<&str>) -> anyhow::Result<()> {
-    let mut log = operator::console(Path::new(state::ROOT), namespace, sandbox)?;
-    std::io::copy(&mut log, &mut std::io::stdout().lock()).context("standard output")?;
-    Ok(())
+    let log = operator::console(Path::new(state::ROOT), namespace, sandbox)?;
+    match printable::copy(log, std::io::stdout().lock()) {
+        // `husk logs SANDBOX | head`: its reader has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot copy the console to standard output"),
+    }
 }
 
 fn exec(

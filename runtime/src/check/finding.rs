@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use crate::printable;
+
 /// How good an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -60,6 +62,17 @@ impl fmt::Display for Finding {
             Outcome::Doubtful => "warn",
             Outcome::Bad => "FAIL",
         };
-        write!(f, "{mark}  {:<10}  {}", self.subject, self.text)
+        write!(f, "{mark}  {:<10}  {}", self.subject, printable::line(&self.text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_that_no_terminal_obeys() {
+        let finding = Finding::bad("vmm", "said \x1b[2J\n", "install it");
+        assert_eq!(finding.to_string(), r"FAIL  vmm         said \u{1b}[2J\n; install it");
     }
 }

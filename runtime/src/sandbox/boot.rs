@@ -13,6 +13,7 @@ use husk_control::{BootConfig, Console, DEFAULT_COMMAND_LINE, SharedFolder};
 use super::SandboxError;
 use super::network::BootNetwork;
 use crate::container::SizePlan;
+use crate::printable;
 
 /// The virtio-fs tag of the shared folder.
 pub(super) const SHARE_TAG: &str = "husk";
@@ -131,7 +132,7 @@ fn open_console(path: &Path) -> Result<File, SandboxError> {
 }
 
 /// The last lines of a console's log, for an error message. They are the guest's words: cut, and
-/// without control characters.
+/// with control characters escaped.
 pub(super) fn last_words(console_log: Option<&Path>) -> String {
     let Some(path) = console_log else {
         return "; set guest.console = true to see its console".to_owned();
@@ -141,7 +142,7 @@ pub(super) fn last_words(console_log: Option<&Path>) -> String {
         String::from_utf8_lossy(&text[text.len().saturating_sub(CONSOLE_TAIL)..]).into_owned();
     let lines: Vec<String> = text
         .lines()
-        .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+        .map(|line| printable::line(line).into_owned())
         .filter(|line| !line.trim().is_empty())
         .collect();
     // Behind the panic stand only addresses.
@@ -174,11 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn the_consoles_last_words_are_tame() {
+    fn the_consoles_last_words_are_printable() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("console.log");
         std::fs::write(&log, "one\r\n\n\x1b[31mKernel panic\x1b[0m\n").unwrap();
-        assert_eq!(last_words(Some(&log)), "; its console ends with: [31mKernel panic[0m");
+        assert_eq!(
+            last_words(Some(&log)),
+            r"; its console ends with: \u{1b}[31mKernel panic\u{1b}[0m"
+        );
         std::fs::write(&log, "one\r\n\ntwo\n").unwrap();
         assert_eq!(last_words(Some(&log)), "; its console ends with: one | two");
         assert!(last_words(None).contains("guest.console"));

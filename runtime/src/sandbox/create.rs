@@ -20,7 +20,7 @@ use super::boot::{BootParts, SHARE_TAG, last_words};
 use super::etc::WrittenEtc;
 use super::network::{SandboxNetwork, check_namespace};
 use super::{EtcFiles, Sandbox, SandboxError};
-use crate::agent_client::{AgentClient, tame};
+use crate::agent_client::{AgentClient, sanitize};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
 use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
@@ -325,7 +325,7 @@ async fn start_sandbox(
     call.clock_nanoseconds = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
     call.network = Some(network).into();
     let answer = agent.start_sandbox(&call).await?;
-    Ok((answer.kernel_release, tame(answer.network_refused)))
+    Ok((answer.kernel_release, sanitize(&answer.network_refused)))
 }
 
 /// Where shells are asked for, if they are allowed. A sandbox does without rather than not at all.

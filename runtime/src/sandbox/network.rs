@@ -63,6 +63,8 @@ struct Carried {
     devices: Vec<Device>,
     told: NetworkState,
     warned: HashSet<String>,
+    /// Names of interfaces that have someone else's ingress discipline.
+    occupied: Vec<String>,
     made: u16,
 }
 
@@ -142,9 +144,31 @@ impl SandboxNetwork {
             boot.descriptors.extend(descriptors);
             carried.devices.push(device);
         }
+        self.check_rules(&carried)?;
         carried.told = carried.state(&found);
         boot.state = carried.told.clone();
         Ok(boot)
+    }
+
+    /// Returns an error if there are rules in the namespace that the guest's packets pass by, unless the operator
+    /// accepts that.
+    pub(super) async fn check(&self) -> Result<(), NetworkError> {
+        self.check_rules(&*self.carried.lock().await)
+    }
+
+    fn check_rules(&self, carried: &Carried) -> Result<(), NetworkError> {
+        let discipline = |name| format!("ingress queueing discipline of interface {name}");
+        let mut rules: Vec<_> = carried.occupied.iter().map(discipline).collect();
+        // Where nothing is carried, nothing passes by.
+        if !carried.devices.is_empty() {
+            rules.extend(self.namespace.rules()?);
+        }
+        let count = rules.len();
+        let Some(rule) = rules.into_iter().next().filter(|_| !self.settings.ignore_rules) else {
+            return Ok(());
+        };
+        let others = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+        Err(NetworkError::PassedBy { rule, others })
     }
 
     /// Brings machine and guest up to what the namespace holds now.
@@ -203,6 +227,9 @@ impl SandboxNetwork {
                 }
                 if let Err(error) = network.refresh(&machine, &agent).await {
                     warn!(network.log, "network: cannot follow"; "error" => chain(&error));
+                }
+                if let Err(error) = network.check().await {
+                    warn!(network.log, "network: a rule has no effect"; "error" => chain(&error));
                 }
             }
         });
@@ -269,6 +296,7 @@ impl SandboxNetwork {
         for (name, why) in &found.skipped {
             self.warn(carried, name, why);
         }
+        carried.occupied.clear();
         let mut new = Vec::new();
         for interface in &found.interfaces {
             if carried.devices.iter().any(|device| device.interface.index == interface.index) {
@@ -280,7 +308,12 @@ impl SandboxNetwork {
                     info!(self.log, "network: interface carried"; "interface" => &interface.name);
                     new.push(device);
                 }
-                Err(error) => self.warn(carried, &interface.name, &chain(&error)),
+                Err(error) => {
+                    if matches!(error, NetworkError::Occupied) {
+                        carried.occupied.push(interface.name.clone());
+                    }
+                    self.warn(carried, &interface.name, &chain(&error));
+                }
             }
         }
         new

@@ -8,6 +8,7 @@ use husk_agent_protocols::agent::DiskUse;
 use husk_control::MachineRequest;
 use slog::{Logger, info, warn};
 
+use super::SandboxError;
 use super::create::Place;
 use super::network::SandboxNetwork;
 use crate::container::{Container, ContainerError, CreateRequest, Exit, Follower, Statistics};
@@ -182,12 +183,14 @@ impl Sandbox {
     }
 
     /// Sees to it that the guest has the network that is there now: engines lay it between the
-    /// creation of a container and its start.
-    pub async fn settle_network(&self) {
+    /// creation of a container and its start. Rules in the namespace that the guest's packets would pass by are
+    /// an error.
+    pub async fn settle_network(&self) -> Result<(), SandboxError> {
         let Follower { machine, agent, .. } = &self.follower;
         if let Err(error) = self.network.refresh(machine, agent).await {
             warn!(self.log, "network: not looked at"; "error" => chain(&error));
         }
+        self.network.check().await.map_err(SandboxError::Network)
     }
 
     /// The container of that name.

@@ -233,6 +233,6 @@ pub(super) async fn to_the_end<T: Send + 'static>(
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(ttrpc::Error::from),
-        Err(error) => Err(ttrpc::Error::Others(format!("the shim failed: {error}"))),
+        Err(error) => Err(ttrpc::Error::Others(format!("the shim failed: {}", chain(&error)))),
     }
 }

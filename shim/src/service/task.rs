@@ -40,7 +40,8 @@ impl Task for Handle {
             let container = service.container(&request.id)?;
             if request.exec_id.is_empty() {
                 if let Some(sandbox) = service.running() {
-                    sandbox.settle_network().await;
+                    let settled = sandbox.settle_network().await;
+                    settled.map_err(|error| ServiceError::from(&error))?;
                 }
                 container.start().await?;
                 return Ok(container.init().pid());

@@ -4,7 +4,10 @@
 //!
 //! Meant for the test machine under `--icount`, where a nanosecond is an instruction: see
 //! `tests/bench/run`. Which monitor goes first alternates from run to run.
+//!
+//! `husk-bench files` is no boot: the steps of the part `files`, for the inside of a container.
 
+mod files;
 mod guest;
 mod husk;
 mod process;
@@ -13,11 +16,27 @@ mod qemu;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+/// The command line.
+#[derive(Parser)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    boots: Option<Arguments>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Does one step of the part `files`.
+    Files(files::Step),
+}
 
 /// What is booted, and how often.
-#[derive(Parser)]
+#[derive(clap::Args)]
 struct Arguments {
     /// The guest's kernel.
     #[arg(long)]
@@ -73,7 +92,11 @@ struct Boot {
 type Booter = fn(&Arguments) -> Result<Boot>;
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let CommandLine { command, boots } = CommandLine::parse();
+    if let Some(Command::Files(step)) = command {
+        return files::run(&step);
+    }
+    let arguments = boots.context("nothing to boot")?;
     ensure!(arguments.runs > 0, "--runs must be at least 1");
     let mut peers: Vec<(&str, Booter, Vec<Boot>)> = Vec::new();
     if !arguments.alone {

@@ -86,8 +86,10 @@ impl Streams {
 }
 
 impl StreamSink for Streams {
-    fn connection(&mut self, _port: u32, stream: OwnedFd) {
-        self.take(stream);
+    fn connection(&mut self, _port: u32, stream: Option<OwnedFd>) {
+        if let Some(stream) = stream {
+            self.take(stream);
+        }
     }
     fn connected(&mut self, _request: u64, result: Result<OwnedFd, ConnectError>) {
         if let Ok(stream) = result {

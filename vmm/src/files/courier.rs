@@ -64,7 +64,11 @@ impl<'a> Channel<'a> {
             {
                 return Ok(Some(header));
             }
-            if self.swollen && self.filled == 0 && !self.readable(IDLE_MILLISECONDS)? {
+            if (self.swollen || self.tree.is_busy())
+                && self.filled == 0
+                && !self.readable(IDLE_MILLISECONDS)?
+            {
+                self.tree.rest();
                 self.request.release();
                 self.answer.release();
                 self.swollen = false;

@@ -97,7 +97,7 @@ impl Place {
     ) -> Option<()> {
         if !mount(what, target, kind, flags, data) {
             let error = std::io::Error::last_os_error();
-            husk_skip::skipped(&format!("cannot mount {kind}: {error}"));
+            husk_skip::skipped(format!("cannot mount {kind}: {error}"));
             return None;
         }
         self.mounted.push(target.to_owned());

@@ -35,6 +35,7 @@ pub struct World {
     lookups: HashMap<u64, u64>,
     open: Vec<Open>,
     log: Vec<String>,
+    watcher: Watcher,
 }
 
 fn path_text(path: &Path) -> CString {
@@ -71,6 +72,7 @@ impl World {
             lookups: HashMap::new(),
             open: Vec::new(),
             log: Vec::new(),
+            watcher: Watcher::new(),
         }
     }
 
@@ -364,7 +366,6 @@ impl World {
 
     /// All names, and all that is open.
     fn check(&mut self) {
-        let watcher = Watcher::new();
         let mut watches = BTreeMap::new();
         for name in NAMES {
             let plain = fs::symlink_metadata(self.plain(name)).ok();
@@ -380,7 +381,7 @@ impl World {
             if let Some(before) = self.entries.insert(name, node) {
                 assert_eq!(before, node, "the node of {name} after {:#?}", self.tail());
             }
-            watches.insert(name, watcher.watch(&self.plain(name)));
+            watches.insert(name, self.watcher.watch(&self.plain(name)));
             let [served, plain] =
                 [self.place.served(), self.place.plain()].map(|copy| fs::read(copy.join(name)));
             assert_eq!(served.unwrap(), plain.unwrap(), "{name} after {:#?}", self.tail());

@@ -50,6 +50,21 @@ pub enum NetworkError {
     /// Someone else's rules are where ours would go.
     #[error("it has an ingress queueing discipline already")]
     Occupied,
+    /// The packet filter's rules cannot be listed.
+    #[error("cannot list the packet filter rules of the sandbox's network namespace")]
+    Rules(#[source] io::Error),
+    /// Rules in the namespace that the guest's packets would pass by.
+    #[error(
+        "cannot carry out the {rule}{others} in the sandbox's network namespace: the packets of a microVM pass by \
+         it. Remove it (for a service mesh, exclude the pod from its CNI plugin), or set network.ignore_rules = \
+         true in husk.toml to run without it"
+    )]
+    PassedBy {
+        /// The first of them.
+        rule: String,
+        /// How many others there are, as text.
+        others: String,
+    },
 }
 
 impl NetworkError {

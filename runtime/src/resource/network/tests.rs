@@ -132,6 +132,73 @@ async fn interfaces_are_joined_and_left_as_they_were() {
     netlink.qdisc().add(eth0.cast_signed()).ingress().execute().await.unwrap_err();
 }
 
+/// Has a program of the host's lay rules in the namespace; false where there is none, or the kernel has not what
+/// it needs.
+fn lay_rules(namespace: &Namespace, program: &str, rules: &[&str]) -> bool {
+    rules.iter().all(|rule| {
+        let run = || {
+            let words: Vec<_> = rule.split(' ').collect();
+            std::process::Command::new(program).args(words).output()
+        };
+        match namespace.within(run) {
+            Ok(output) if output.status.success() => true,
+            Ok(output) => {
+                let error = String::from_utf8_lossy(&output.stderr).into_owned();
+                husk_skip::skipped(format!("{program} {rule}: {}", error.trim()));
+                false
+            }
+            Err(error) => {
+                husk_skip::skipped(format!("{program}: {error}"));
+                false
+            }
+        }
+    })
+}
+
+/// As Docker lays them for its name server, and what a service mesh's CNI plugin adds.
+const DOCKERS: [&str; 6] = [
+    "-w -t nat -N DOCKER_OUTPUT",
+    "-w -t nat -N DOCKER_POSTROUTING",
+    "-w -t nat -A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT",
+    "-w -t nat -A POSTROUTING -d 127.0.0.11/32 -j DOCKER_POSTROUTING",
+    "-w -t nat -A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp --dport 53 -j DNAT --to 127.0.0.11:40000",
+    "-w -t nat -A DOCKER_POSTROUTING -s 127.0.0.11/32 -p udp --sport 40000 -j SNAT --to :53",
+];
+const MESHS: [&str; 4] = [
+    "-w -t nat -N MESH_OUTPUT",
+    "-w -t nat -A OUTPUT -p tcp -j MESH_OUTPUT",
+    "-w -t nat -A MESH_OUTPUT -d 127.0.0.1/32 -j RETURN",
+    "-w -t nat -A MESH_OUTPUT -p tcp -j REDIRECT --to-ports 15001",
+];
+
+#[tokio::test]
+async fn rules_that_packets_pass_by_are_named_but_for_dockers() {
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let Some(own) = Own::new() else { return };
+        let namespace = Namespace::open(&own.path).unwrap();
+        assert_eq!(namespace.rules().unwrap(), [""; 0]);
+        // Listing makes a table with its chains, which let everything pass.
+        if !lay_rules(&namespace, program, &["-w -t nat -L -n"]) {
+            continue;
+        }
+        assert_eq!(namespace.rules().unwrap(), [""; 0], "{program}");
+        assert!(lay_rules(&namespace, program, &DOCKERS), "{program}");
+        assert_eq!(namespace.rules().unwrap(), [""; 0], "{program}");
+        assert!(lay_rules(&namespace, program, &MESHS), "{program}");
+        let rules = namespace.rules().unwrap();
+        assert_eq!(rules.len(), 3, "{program}: {rules:?}");
+        let named = |what: &str| rules.iter().any(|rule| rule.contains(what));
+        assert!(named("(REDIRECT)") || named("(redir)"), "{program}: {rules:?}");
+        assert!(named("nat"), "{program}: {rules:?}");
+        // One of everything but Docker's address is no rule of Docker's.
+        let inverted = ["-w -t nat -A OUTPUT ! -d 127.0.0.11/32 -p tcp -j MESH_OUTPUT"];
+        assert!(lay_rules(&namespace, program, &inverted), "{program}");
+        assert_eq!(namespace.rules().unwrap().len(), 4, "{program}");
+        assert!(lay_rules(&namespace, program, &["-w -P OUTPUT DROP"]), "{program}");
+        assert_eq!(namespace.rules().unwrap().len(), 5, "{program}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_dialled_at_a_loopback_address_is_accepted_whatever_the_port() {
     use std::io::{Read, Write};

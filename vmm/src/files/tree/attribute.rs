@@ -21,8 +21,8 @@ impl Tree {
         let node = self.node(node)?;
         let status = Status::of(&node.file)?;
         self.nodes.observe(&node, &status);
-        let status = node.domain.shown(status);
-        Ok((status, self.attribute_time(&status)))
+        let valid = self.attribute_time(&status);
+        Ok((node.domain.show(status), valid))
     }
 
     pub(super) fn set_attributes(

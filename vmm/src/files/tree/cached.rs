@@ -1,4 +1,4 @@
-//! Content of files in the guest's cache.
+//! What the guest's kernel may keep of a file's content.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -39,12 +39,12 @@ impl Tree {
         fuse_flags: u32,
     ) -> io::Result<usize> {
         let handle = self.handles.get(handle)?;
+        // Pages of the guest's cache are written in nobody's name, to whatever handle is open.
+        handle.opener.act();
         if handle.append_only() && !append {
             // A mapped page, or a guest that has taken O_APPEND away: the host would append it.
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        // Pages of the guest's cache are written in nobody's name, to whatever handle is open.
-        handle.opener.act();
         without_fsetid(fuse_flags & WRITE_KILL_PRIV != 0, || {
             if append {
                 // Such a descriptor writes at the end, whatever the offset says.

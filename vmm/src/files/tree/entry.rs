@@ -171,7 +171,7 @@ impl Tree {
         let created =
             with_umask(args.umask, || open(&parent.file, name, create, args.mode & 0o7777));
         let (path, created) = match created {
-            Ok(file) => (self.path_of(&file)?, Some(file)),
+            Ok(file) => (self.path_of(&file)?, Some(self.handles.of(file, flags))),
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST)
                     && args.flags.cast_signed() & libc::O_EXCL == 0 =>
@@ -182,16 +182,24 @@ impl Tree {
         };
         let (mut entry, node) = self.remember(&parent, name, path)?;
         let opened = match created {
-            Some(file) => Ok((self.handles.of(file, flags), self.created_options(&parent))),
+            Some(handle) => {
+                let options = if self.mounts.of(parent.mount).made_on_reading {
+                    OpenOptions::DIRECT_IO
+                } else {
+                    OpenOptions::empty()
+                };
+                Ok((handle, options))
+            }
             // It was there already, and may be a device or a FIFO.
             None => {
                 let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
                 self.open_content(&node, args.flags, kill)
             }
         };
-        let opened =
-            opened.and_then(|(handle, options)| Ok((self.opened(&node, handle)?, options)));
-        let (handle, options) = opened.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?;
+        let opened = opened
+            .and_then(|(handle, options)| Ok((self.opened(&node, handle)?, options)))
+            .inspect_err(|_| self.nodes.forget([(node.number, 1)]));
+        let (handle, options) = opened?;
         if flags & libc::O_TRUNC != 0 {
             entry.attr = self.attributes(node.number)?.0;
         }

@@ -44,7 +44,8 @@ pub struct Handles {
 impl Handles {
     /// None, and at most so many (`ENFILE`).
     pub fn new(most: usize) -> Self {
-        Self { open: RwLock::default(), most, last: AtomicU64::new(0), positions: Total::default() }
+        let (open, positions) = (RwLock::default(), Total::default());
+        Self { open, most, last: AtomicU64::new(0), positions }
     }
 
     /// A handle, not added yet, of a file that the acting user has opened with `flags`.
@@ -123,8 +124,8 @@ impl Handle {
             return Ok(file);
         }
         let name = descriptor_name(&self.file);
-        let kept = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
-        let flags = kept | libc::O_WRONLY | libc::O_APPEND;
+        let flags = self.flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_NONBLOCK);
+        let flags = flags | libc::O_WRONLY | libc::O_APPEND;
         let file = permitted(|| open(&descriptors, &name, flags, 0))?;
         Ok(self.appending.get_or_init(|| file))
     }

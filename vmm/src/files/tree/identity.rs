@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Mutex, PoisonError};
 
-use super::credentials::permitted;
-use super::system::{Status, check, descriptor_name};
+use super::system::{Status, check};
 
 /// File systems on which device and inode number name one inode as long as it lives: ext2 to ext4, XFS,
 /// Btrfs, tmpfs and F2FS. On overlayfs they do not: linked names of a lower layer have one number until a
@@ -70,34 +69,9 @@ impl Identity {
     }
 }
 
-/// Whether two descriptors are of one inode of the host's kernel. Both are of the same device and inode
-/// number.
-pub fn same_file(one: &File, other: &File) -> io::Result<bool> {
-    if EXACT.contains(&file_system(one)?) {
-        return Ok(true);
-    }
-    same_inode(one, other)
-}
-
-/// Whether two descriptors are of one inode of the host's kernel, whatever their numbers say.
-///
-/// A watch belongs to an inode in memory, and watching it twice gives the same number. The watches live
-/// for this comparison only, as a user may have few of them.
-pub fn same_inode(one: &File, other: &File) -> io::Result<bool> {
-    // SAFETY: plain flags.
-    let watcher = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })?;
-    // SAFETY: just opened, so nobody else owns it.
-    let watcher = unsafe { OwnedFd::from_raw_fd(watcher) };
-    let watch = |file: &File| {
-        let name = descriptor_name(file);
-        permitted(|| {
-            // SAFETY: the name is terminated; the link followed is the one in /proc.
-            check(unsafe {
-                libc::inotify_add_watch(watcher.as_raw_fd(), name.as_ptr(), libc::IN_DELETE_SELF)
-            })
-        })
-    };
-    Ok(watch(one)? == watch(other)?)
+/// Whether on the file system of `file` device and inode number name one inode as long as it lives.
+pub fn is_exact(file: &File) -> io::Result<bool> {
+    Ok(EXACT.contains(&file_system(file)?))
 }
 
 fn file_system(file: &File) -> io::Result<i64> {
@@ -150,13 +124,7 @@ impl Domain {
     }
 
     /// Returns the status as the guest sees it.
-    pub fn shown(&self, mut status: Status) -> Status {
-        status.raw.stx_ino = self.inode(&status);
-        status
-    }
-
-    /// Returns the attributes as the guest sees them.
-    pub fn attributes(&self, status: Status) -> libc::stat64 {
-        self.shown(status).into()
+    pub fn show(&self, status: Status) -> Status {
+        status.numbered(self.inode(&status))
     }
 }

@@ -36,6 +36,7 @@ mod statx;
 mod system;
 mod table;
 mod trusted;
+mod watcher;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -127,6 +128,16 @@ impl Tree {
         self.mounts.clear();
     }
 
+    /// Whether something is held for a burst of requests only.
+    pub fn is_busy(&self) -> bool {
+        self.nodes.watcher.is_open()
+    }
+
+    /// Lets go of what is held for a burst of requests only.
+    pub fn rest(&self) {
+        self.nodes.watcher.close();
+    }
+
     fn node(&self, number: u64) -> io::Result<Node> {
         self.nodes.get(number)
     }
@@ -155,14 +166,14 @@ impl Tree {
         Entry {
             inode: node.number,
             generation: 0,
-            attr: node.domain.attributes(status),
+            attr: node.domain.show(status).into(),
             attr_flags: 0,
             attr_timeout: self.attribute_time(&status),
             entry_timeout: self.entry_time(parent),
         }
     }
 
-    /// Takes a file that was opened for `node` among the handles; the handle's number.
+    /// Adds the handle of a file that was opened for `node`; the handle's number.
     fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
         let file = Arc::clone(&handle.file);
         let number = self.handles.insert(handle)?;

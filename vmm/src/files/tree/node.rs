@@ -18,9 +18,10 @@ use std::time::SystemTime;
 
 use super::credentials::permitted;
 use super::hold::Held;
-use super::identity::{Domain, Identity, same_file, same_inode};
+use super::identity::{Domain, Identity};
 use super::system::{Status, open_path};
 use super::table::{Found, Known, Place, Table};
+use super::watcher::Watcher;
 
 /// How often a lookup begins anew because others changed what it found.
 const TRIES: usize = 4;
@@ -28,7 +29,7 @@ const TRIES: usize = 4;
 /// How much the guest may make the server hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Nodes. Each costs some 500 bytes and three times its name.
+    /// Nodes. Each costs some 500 bytes and its name.
     pub nodes: usize,
     /// Descriptors of nodes that were used lately.
     pub held: usize,
@@ -47,7 +48,7 @@ pub struct Node {
     pub file: Arc<File>,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
-    /// The mount of a directory.
+    /// The mount that it was found on.
     pub mount: u64,
     /// `S_IFMT` bits; they never change.
     kind: u32,
@@ -55,8 +56,13 @@ pub struct Node {
 
 impl Node {
     fn of(number: u64, known: &Known, file: Arc<File>) -> Self {
-        let (mount, kind) = (known.identity.mount(), known.identity.kind());
-        Self { number, file, domain: Arc::clone(&known.domain), mount, kind }
+        Self {
+            number,
+            file,
+            domain: Arc::clone(&known.domain),
+            mount: known.mount,
+            kind: known.identity.kind(),
+        }
     }
 
     /// A folder or a regular file: what may be opened for its content.
@@ -80,6 +86,8 @@ pub struct Nodes {
     next_domain: AtomicU64,
     root_mount: u64,
     limits: Limits,
+    /// Compares inodes.
+    pub watcher: Watcher,
 }
 
 /// Whether a name is one of a node's.
@@ -107,7 +115,7 @@ impl Nodes {
     pub fn new(root: File, status: &Status, limits: Limits) -> Self {
         Self {
             table: RwLock::new(Table::new(
-                Identity::of(status),
+                (Identity::of(status), status.mount),
                 Arc::new(Domain::new(0, status.device)),
                 Arc::new(root),
             )),
@@ -116,6 +124,7 @@ impl Nodes {
             next_domain: AtomicU64::new(1),
             root_mount: status.mount,
             limits,
+            watcher: Watcher::default(),
         }
     }
 
@@ -236,7 +245,7 @@ impl Nodes {
             || before.kind() == now.kind()
                 // The same directory mounted again is another.
                 && before.mount() == now.mount()
-                && descriptor.is_some_and(|file| same_inode(&file, path).unwrap_or(false));
+                && descriptor.is_some_and(|file| self.watcher.same_inode(&file, path).unwrap_or(false));
         if same {
             self.change().changed(number, *now);
         }
@@ -358,7 +367,7 @@ impl Nodes {
     /// Compares a file that looks like node `number`, but was found elsewhere, with it.
     fn compare(&self, number: u64, identity: &Identity, path: &File, alone: bool) -> Verdict {
         let moved = (alone || identity.kind() == libc::S_IFDIR) && identity.has_birth();
-        match self.get(number).and_then(|node| same_file(&node.file, path)) {
+        match self.get(number).and_then(|node| self.watcher.same_file(&node.file, path)) {
             Ok(true) => Verdict::Same,
             Ok(false) => Verdict::Other,
             // Moved on the host, if its number was not given to a new file. Of a file with several
@@ -387,7 +396,9 @@ impl Nodes {
             Arc::clone(&folder.domain)
         };
         let identity = Identity::of(status);
-        let number = table.add(place.cloned(), identity, domain, parted).ok_or_else(stale)?;
+        let number = table
+            .add(place.cloned(), (identity, status.mount), domain, parted)
+            .ok_or_else(stale)?;
         drop(table);
         self.reached(number, &path)
     }

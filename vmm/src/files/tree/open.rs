@@ -35,8 +35,7 @@ impl Tree {
         flags: u32,
         kill_privileges: bool,
     ) -> io::Result<(Handle, OpenOptions)> {
-        let mount = Status::of(&node.file)?.mount;
-        let traits = self.mounts.of(mount);
+        let traits = self.mounts.of(node.mount);
         let mut passed = open_flags(flags);
         if traits.may_wait {
             // A read that waits for an event would hold up a thread.
@@ -55,7 +54,7 @@ impl Tree {
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => refused = error,
                 opened => {
                     let file = opened?;
-                    let text = self.mounts.text_for(&file, mount)?;
+                    let text = self.mounts.text_for(&file, node.mount)?;
                     let handle = self.handles.of(file, tried).with_text(text);
                     let options = if traits.made_on_reading || handle.append_only() {
                         OpenOptions::DIRECT_IO
@@ -83,14 +82,5 @@ impl Tree {
             options |= OpenOptions::KEEP_CACHE;
         }
         Ok((self.opened(&node, handle)?, options))
-    }
-
-    /// Returns how the guest's kernel is to treat a file that was created in `parent`.
-    pub(super) fn created_options(&self, parent: &Node) -> OpenOptions {
-        if self.mounts.of(parent.mount).made_on_reading {
-            OpenOptions::DIRECT_IO
-        } else {
-            OpenOptions::empty()
-        }
     }
 }

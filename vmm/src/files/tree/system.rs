@@ -37,6 +37,14 @@ pub fn descriptor_name(descriptor: &File) -> CString {
     CString::new(descriptor.as_raw_fd().to_string()).unwrap_or_default()
 }
 
+/// Returns how many descriptors the process may have.
+pub fn descriptor_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is written to, and is ours.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
 /// The target of the link `name` in the working directory of serving threads.
 pub fn read_link(name: &CStr) -> io::Result<Vec<u8>> {
     read_link_of(libc::AT_FDCWD, name)
@@ -55,14 +63,6 @@ fn read_link_of(folder: libc::c_int, name: &CStr) -> io::Result<Vec<u8>> {
     })?;
     target.truncate(count);
     Ok(target)
-}
-
-/// Returns how many descriptors the process may have.
-pub fn descriptor_limit() -> io::Result<usize> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is written to, and is ours.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
-    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
 /// What statx(2) says.
@@ -103,6 +103,12 @@ impl Status {
     /// Number within its file system.
     pub fn inode(&self) -> u64 {
         self.raw.stx_ino
+    }
+
+    /// The same with another number within the file system.
+    pub fn numbered(mut self, inode: u64) -> Self {
+        self.raw.stx_ino = inode;
+        self
     }
 
     /// Number of names.

@@ -23,6 +23,8 @@ pub type Place = (u64, Arc<CStr>);
 pub struct Known {
     /// The file as it was last seen.
     pub identity: Identity,
+    /// The mount that it was found on first.
+    pub mount: u64,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
     /// How often the guest was told of it, less how often it forgot.
@@ -74,9 +76,10 @@ pub struct Table {
 }
 
 impl Known {
-    fn new(identity: Identity, domain: Arc<Domain>) -> Self {
+    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>) -> Self {
         Self {
             identity,
+            mount,
             domain,
             lookups: 1,
             children: 0,
@@ -129,8 +132,8 @@ impl Known {
 
 impl Table {
     /// Only the root, which is never forgotten.
-    pub fn new(identity: Identity, domain: Arc<Domain>, root: Arc<File>) -> Self {
-        let mut known = Known::new(identity, Arc::clone(&domain));
+    pub fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, root: Arc<File>) -> Self {
+        let mut known = Known::new((identity, mount), Arc::clone(&domain));
         known.pinned = Some(root);
         let identities = HashMap::from([((domain.number(), identity), Sharing::One(ROOT))]);
         let known = HashMap::from([(ROOT, known)]);
@@ -182,7 +185,7 @@ impl Table {
     pub fn add(
         &mut self,
         place: Option<Place>,
-        identity: Identity,
+        (identity, mount): (Identity, u64),
         domain: Arc<Domain>,
         parted: bool,
     ) -> Option<u64> {
@@ -192,7 +195,7 @@ impl Table {
         let number = self.next;
         self.next += 1;
         let key = (domain.number(), identity);
-        self.known.insert(number, Known::new(identity, domain));
+        self.known.insert(number, Known::new((identity, mount), domain));
         match self.identities.entry(key) {
             Entry::Occupied(mut sharing) => match sharing.get_mut() {
                 Sharing::Parted(count) => *count += 1,

@@ -43,6 +43,7 @@ pub(super) const SERVER: &[Allowed] = &[
     any(Sysno::statx, "attributes"),
     any(Sysno::inotify_init1, "whether two names are of one inode"),
     any(Sysno::inotify_add_watch, "whether two names are of one inode"),
+    any(Sysno::inotify_rm_watch, "whether two names are of one inode"),
     any(Sysno::readlinkat, "reading a link"),
     any(Sysno::mkdirat, "making a folder"),
     any(Sysno::mknodat, "making a file, FIFO, socket or device"),
