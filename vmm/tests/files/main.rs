@@ -7,5 +7,6 @@ mod escapes;
 mod kernel;
 mod messages;
 mod mounts;
+mod operations;
 mod stage;
 mod vhost;

@@ -23,9 +23,6 @@ impl Tree {
         handle.opener.act();
         // The size is the guest's word, the room our own.
         let size = (size as usize).min(writer.available_bytes());
-        if let Some(text) = handle.text(offset) {
-            return writer.write(text.get(..size).unwrap_or(text));
-        }
         writer.write_from(&mut handle.borrowed(), size, offset)
     }
 

@@ -26,8 +26,6 @@ pub struct Handle {
     flags: libc::c_int,
     /// The same file opened for appending, from the first such write on.
     appending: OnceLock<File>,
-    /// What is read instead of the file, if anything.
-    text: Option<Vec<u8>>,
     /// Positions of a folder. Locked while it is listed, as that moves the descriptor's position.
     pub positions: Mutex<Positions>,
 }
@@ -55,7 +53,6 @@ impl Handles {
             opener: User::acting(),
             flags,
             appending: OnceLock::new(),
-            text: None,
             positions: Mutex::new(Positions::new(&self.positions)),
         }
     }
@@ -94,18 +91,6 @@ impl Handle {
     /// The file for one read or write at an offset, for which fuse-backend-rs wants it by value.
     pub fn borrowed(&self) -> BorrowedFile<'_> {
         BorrowedFile::of(&self.file)
-    }
-
-    /// The handle, with a text to be read instead of the file's.
-    pub fn with_text(self, text: Option<Vec<u8>>) -> Self {
-        Self { text, ..self }
-    }
-
-    /// The part of the text from `offset` on, if there is one to be read instead of the file's.
-    pub fn text(&self, offset: u64) -> Option<&[u8]> {
-        let text = self.text.as_deref()?;
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        Some(text.get(from..).unwrap_or_default())
     }
 
     /// Whether the file is append-only on the host, so that every write goes to its end.

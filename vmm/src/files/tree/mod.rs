@@ -149,7 +149,7 @@ impl Tree {
         if status.mount != parent.mount {
             self.mounts.enter(parent.mount, &path, &status)?;
         }
-        self.mounts.admit(&parent.file, &path, &status)?;
+        self.mounts.admit(&parent.file, &status)?;
         let submount = status.is_folder()
             && status.mount != parent.mount
             && self.submounts.load(Ordering::Relaxed);

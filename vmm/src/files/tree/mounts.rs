@@ -76,20 +76,12 @@ impl Mounts {
         self.known.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Refuses most of this process's folder in a procfs of the host's; `path` was looked up in
-    /// `parent`.
-    pub fn admit(&self, parent: &File, path: &File, status: &Status) -> io::Result<()> {
+    /// Refuses what is in this process's folder in a procfs of the host's; `parent` is where it was
+    /// looked up.
+    pub fn admit(&self, parent: &File, status: &Status) -> io::Result<()> {
         match self.of(status.mount).own_process {
-            Some(own) => own_process::admit(own, parent, path),
+            Some(own) => own_process::admit(own, parent),
             None => Ok(()),
-        }
-    }
-
-    /// The text to show for an open file, if that is not its own.
-    pub fn text_for(&self, file: &File, mount: u64) -> io::Result<Option<Vec<u8>>> {
-        match (self.of(mount).own_process, &self.volumes) {
-            (Some(own), Some(volumes)) => own_process::table_of_mounts(own, file, volumes),
-            _ => Ok(None),
         }
     }
 

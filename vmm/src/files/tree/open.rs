@@ -54,8 +54,7 @@ impl Tree {
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => refused = error,
                 opened => {
                     let file = opened?;
-                    let text = self.mounts.text_for(&file, node.mount)?;
-                    let handle = self.handles.of(file, tried).with_text(text);
+                    let handle = self.handles.of(file, tried);
                     let options = if traits.made_on_reading || handle.append_only() {
                         OpenOptions::DIRECT_IO
                     } else {
