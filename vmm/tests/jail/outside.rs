@@ -137,7 +137,7 @@ fn a_file_server_has_rights_over_files_only() {
     let own = role.own_descriptors();
     assert!(own.len() == 1 && own[0].ends_with("/fd"), "its own `/proc/self/fd`: {own:?}");
     assert!(!role.shares("net"));
-    // 0, 1, 3, 4, 6, 7, 18 (until the folder has come), 27 and 31; 9 goes with the folder unless the sandbox has it.
+    // 0, 1, 3, 4, 6, 7, 9 and 18 (both until the folder has come; 9 longer if the sandbox has it), 27 and 31. 9 goes with the folder unless the sandbox has it.
     for field in ["CapPrm", "CapEff"] {
         assert_eq!(role.status(field), "00000000880402db", "{field}");
     }
