@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use husk_configuration::{Configuration, ConfigurationError};
 use husk_runtime::container::HostMounts;
 use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
 use slog::{Logger, error};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::error;
@@ -32,13 +33,16 @@ pub struct Blank {
     pub mounts: HostMounts,
 }
 
+/// How long a sandbox that is given up may take to end: its two processes are killed.
+const GIVING_UP: Duration = Duration::from_secs(30);
+
 /// Boots one sandbox.
 pub struct Booter {
     id: String,
     announcer: Arc<Announcer>,
     log: Logger,
     blank: Mutex<Option<(Blank, watch::Sender<Booted>)>>,
-    booting: Mutex<Option<JoinHandle<()>>>,
+    booting: Mutex<Option<(JoinHandle<()>, Arc<Notify>)>>,
 }
 
 impl Booter {
@@ -65,25 +69,32 @@ impl Booter {
         booted.send_replace(None);
         let (request, announcer) = (make(blank), Arc::clone(&self.announcer));
         let log = self.log.clone();
-        *lock(&self.booting) = Some(tokio::spawn(async move {
+        let given_up = Arc::new(Notify::new());
+        let told = Arc::clone(&given_up);
+        let booting = tokio::spawn(async move {
             let result = match request {
-                Ok(request) => Sandbox::create(request, announcer, &log).await,
+                Ok(request) => Sandbox::create(request, announcer, told.notified(), &log).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = &result {
                 error!(log, "no sandbox: {}", error::chain(error));
             }
             booted.send_replace(Some(result.map_err(Arc::new)));
-        }));
+        });
+        *lock(&self.booting) = Some((booting, given_up));
         true
     }
 
-    /// A sandbox that still boots is nobody's any more: ends its processes.
+    /// A sandbox that still boots is nobody's any more: ends its processes and removes what it has on the
+    /// host, in this order.
     pub async fn give_up(&self) {
         let booting = lock(&self.booting).take();
-        if let Some(booting) = booting {
-            booting.abort();
-            let _ = booting.await;
+        if let Some((mut booting, given_up)) = booting {
+            given_up.notify_one();
+            if tokio::time::timeout(GIVING_UP, &mut booting).await.is_err() {
+                booting.abort();
+                let _ = booting.await;
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::{ConnectRequest, DeleteResponse, ShutdownRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context::with_duration;
-use husk_runtime::state;
+use husk_runtime::state::{self, Leftovers};
 use nix::mount::{MntFlags, umount2};
 use protobuf::Message;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -42,12 +42,10 @@ fn remove_socket(flags: &Flags, bundle: &Path) {
 
 /// Whether the shim of the sandbox `flags.id` lives, does not know a container of that name (any more),
 /// and has others.
-fn serves_others(flags: &Flags) -> anyhow::Result<bool> {
-    let Some(socket) = state::socket(Path::new(state::ROOT), &flags.namespace, &flags.id) else {
-        return Ok(false);
-    };
+fn serves_others(flags: &Flags, leftovers: &Leftovers) -> anyhow::Result<bool> {
+    let Some(socket) = leftovers.socket() else { return Ok(false) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(lives_without(&socket, &flags.id)))
+    Ok(runtime.block_on(lives_without(socket, &flags.id)))
 }
 
 async fn lives_without(socket: &Path, id: &str) -> bool {
@@ -82,8 +80,9 @@ async fn lives_without(socket: &Path, id: &str) -> bool {
 /// deleted before the others. Their shim lives, and they with it.
 pub fn delete(flags: &Flags) -> anyhow::Result<()> {
     let bundle = if flags.bundle.is_empty() { "." } else { &flags.bundle };
-    if !serves_others(flags)? {
-        state::clear(Path::new(state::ROOT), &flags.namespace, &flags.id)?;
+    let leftovers = Leftovers::look(Path::new(state::ROOT), &flags.namespace, &flags.id);
+    if !serves_others(flags, &leftovers)? {
+        leftovers.clear()?;
         remove_socket(flags, Path::new(bundle));
     }
     // Nothing of ours is ever mounted there; a snapshotter may have been asked to. EINVAL and

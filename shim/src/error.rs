@@ -120,9 +120,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::Bundle { .. }
         | SandboxError::HostNetwork
         | SandboxError::ForeignNetwork { .. } => Code::INVALID_ARGUMENT,
-        SandboxError::Unasked | SandboxError::Configuration(_) | SandboxError::Kvm(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        SandboxError::Unasked
+        | SandboxError::GivenUp
+        | SandboxError::Configuration(_)
+        | SandboxError::Kvm(_) => Code::FAILED_PRECONDITION,
         SandboxError::Folder { .. }
         | SandboxError::Share(_)
         | SandboxError::Record(_)

@@ -174,8 +174,9 @@ async fn run(
             false
         }
     };
-    // A sandbox that still boots is nobody's any more; dropping it ends its processes.
     booter.give_up().await;
+    // One that has booted in just this moment.
+    service.stop().await;
     let _ = std::fs::remove_file(&socket);
     let _ = tokio::time::timeout(LAST_ANSWERS, publisher.flush()).await;
     if asked {

@@ -75,14 +75,13 @@ impl Drop for HostCgroup {
     fn drop(&mut self) {
         for Hierarchy { path, home, .. } in &self.hierarchies {
             let _ = std::fs::write(home.join("cgroup.procs"), "0");
-            // A sandbox that was given up while it booted has processes that still end.
-            remove_cgroup(path);
+            let _ = std::fs::remove_dir(path);
         }
     }
 }
 
-/// Removes the cgroup in `folder` after its sandbox: the machine and the file server end when that has
-/// ended, but not at once. Nothing is killed by its being there: the name was a client's.
+/// Removes the cgroup in `folder` after its sandbox's shim: the machine and the file server end when
+/// that has ended, but not at once. Nothing is killed by its being there: the name was a client's.
 pub fn remove_cgroup(folder: &Path) {
     for _ in 0..LAST_PROCESSES {
         match std::fs::remove_dir(folder) {

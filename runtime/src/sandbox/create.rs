@@ -170,10 +170,12 @@ impl Drop for Place {
 }
 
 impl Sandbox {
-    /// Creates a sandbox and waits until its agent is ready.
+    /// Creates a sandbox and waits until its agent is ready, or until `given_up` ends: then what has been
+    /// made is ended in order, as after any other failure.
     pub async fn create(
         request: SandboxRequest,
         observer: Arc<dyn Observer>,
+        given_up: impl Future<Output = ()>,
         log: &Logger,
     ) -> Result<Arc<Self>, SandboxError> {
         let configuration = request.configuration.clone().with_annotations(&request.annotations)?;
@@ -226,7 +228,12 @@ impl Sandbox {
             info!(log, "sandbox ready"; "guest" => release);
             Ok((agent, files))
         };
-        match sandbox.await {
+        let made = tokio::select! {
+            biased;
+            () = given_up => Err(SandboxError::GivenUp),
+            made = sandbox => made,
+        };
+        match made {
             Ok((agent, files)) => {
                 let follower = Follower::new(
                     &request.id,

@@ -17,6 +17,9 @@ pub enum SandboxError {
     /// Nobody has said yet what the sandbox is to be.
     #[error("no sandbox has been created in this shim")]
     Unasked,
+    /// The shim was told to end while the sandbox booted.
+    #[error("the sandbox was given up while it booted")]
+    GivenUp,
     /// The settings.
     #[error("Husk's configuration")]
     Configuration(#[from] ConfigurationError),

@@ -4,7 +4,7 @@
 mod clear;
 mod record;
 
-pub use clear::{ClearError, clear};
+pub use clear::{ClearError, Leftovers};
 pub(crate) use record::stat;
 pub use record::{ProcessRecord, Record, RecordError};
 
@@ -16,9 +16,4 @@ pub const ROOT: &str = "/run/husk";
 /// The folder of a sandbox.
 pub fn sandbox_folder(root: &Path, namespace: &str, id: &str) -> PathBuf {
     root.join(namespace).join(id)
-}
-
-/// The socket of a sandbox's shim, as its record has it.
-pub fn socket(root: &Path, namespace: &str, id: &str) -> Option<PathBuf> {
-    Record::read(&sandbox_folder(root, namespace, id)).ok().flatten()?.socket
 }
