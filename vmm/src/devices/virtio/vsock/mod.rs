@@ -1,8 +1,9 @@
 //! Socket device (virtio 1.2, section 5.10), all in user space.
 //!
 //! Every stream of the guest is joined to one end of a UNIX socket pair; the other end goes to the
-//! machine role through [`StreamSink`], or is with whoever gave this one. The guest may connect only
-//! to host ports that were opened with [`Vsock::listen`] or [`Vsock::accept`]; everything else gets a reset. Only streams exist, no sequenced packets.
+//! machine role through [`StreamSink`], or is with whoever gave this one. The guest may connect only to
+//! host ports that were opened with [`Vsock::listen`]; everything else gets a reset. Only streams exist, no
+//! sequenced packets.
 //!
 //! A connection's life:
 //!
@@ -54,7 +55,7 @@ pub use state::VsockState;
 /// Where streams go.
 pub trait StreamSink: Send {
     /// The guest has connected to a port listened on; no `stream` for one opened by
-    /// [`Vsock::accept`].
+    /// [`Listener::over`].
     fn connection(&mut self, port: u32, stream: Option<OwnedFd>);
     /// What came of [`Vsock::connect`] with that number.
     fn connected(&mut self, request: u64, result: Result<OwnedFd, ConnectError>);
