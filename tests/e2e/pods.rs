@@ -359,7 +359,8 @@ fn share_under_attack(runtime: Runtime) -> Result<()> {
         capabilities: vec!["SYS_ADMIN"],
         ..Inside::default()
     })?;
-    let shared = || Ok(pod.shell(&hammer, "ls -A /m")?.contains(".volumes"));
+    // The folder may not be there yet.
+    let shared = || Ok(pod.shell(&hammer, "ls -A /m || true")?.contains(".volumes"));
     if runtime == Runtime::Husk {
         until_true("the guest sees the shared folder", PATIENCE, shared)?;
     }

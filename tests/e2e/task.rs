@@ -56,9 +56,13 @@ fn exec(runtime: Runtime) -> Result<()> {
 
 /// What a client can do with the pid that it was told, without containerd.
 fn sigterm(runtime: Runtime) -> Result<()> {
-    let run = Run::shell(runtime, "trap 'exit 143' TERM; while :; do sleep 0.2; done");
+    let line = "trap 'exit 143' TERM; echo ready; while :; do sleep 0.2; done";
+    let run = Run::shell(runtime, line);
     let mut child = run.spawn_running()?;
     drop(child.stdin.take());
+    // Before its trap is set the first process of a PID namespace ignores the signal.
+    let out = child.stdout.as_mut().context("no output")?;
+    std::io::Read::read_exact(out, &mut [0; 6])?;
     processes::signal(husk_tests::client::task(&run.id)?.pid, Signal::SIGTERM)?;
     husk_tests::containerd::finish(child)?.text(143).map(drop)
 }
