@@ -9,6 +9,7 @@
 
 use std::io;
 
+use husk_agent_protocols::resolver::ADDRESS;
 use rtnetlink::sys::Socket;
 
 use super::{Namespace, NetworkError, xtables};
@@ -30,9 +31,6 @@ const FAMILY_HEADER: usize = 4;
 
 /// More messages than any ruleset has that a person wrote, in bytes.
 const MOST: usize = 32 << 20;
-
-/// The address of Docker's name server.
-const DOCKER: [u8; 4] = [127, 0, 0, 11];
 
 impl Namespace {
     /// Returns the names of the rules in the namespace that would have an effect on what passes its IP stack.
@@ -213,7 +211,8 @@ impl Rule {
                 && number(place, 4) == Some(4)
                 && compare == "cmp"
                 && number(value, 2) == Some(0)
-                && attribute(value, 3).and_then(|data| attribute(data, 1)) == Some(&DOCKER[..])
+                && attribute(value, 3).and_then(|data| attribute(data, 1))
+                    == Some(&ADDRESS.octets()[..])
         })
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use husk_agent_protocols::resolver::ADDRESS;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 /// The options: of a table's length, and of its entries. The same numbers for both protocols.
@@ -24,8 +25,7 @@ const ENTRIES: usize = 40;
 /// More than the kernel takes for a table, in bytes.
 const MOST: usize = 64 << 20;
 
-/// The address of Docker's name server, and the mask of one address.
-const DOCKER: [u8; 4] = [127, 0, 0, 11];
+/// The mask of one address.
 const ALL: [u8; 4] = [255; 4];
 /// Where an entry of IPv4 says what is inverted, and the bits for its addresses.
 const INVERTED: usize = 83;
@@ -152,7 +152,9 @@ impl Protocol {
         };
         let is = |address: usize, mask: usize| {
             let inverted = entry[INVERTED] & INVERTED_ADDRESSES != 0;
-            !inverted && entry[address..address + 4] == DOCKER && entry[mask..mask + 4] == ALL
+            !inverted
+                && entry[address..address + 4] == ADDRESS.octets()
+                && entry[mask..mask + 4] == ALL
         };
         is(source, source_mask) || is(destination, destination_mask)
     }
