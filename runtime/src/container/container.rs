@@ -227,7 +227,7 @@ impl Container {
     }
 
     /// The process of that name; empty for the init.
-    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, ContainerError> {
+    pub(super) fn process(&self, exec_id: &str) -> Result<Arc<Process>, ContainerError> {
         if exec_id.is_empty() {
             return Ok(Arc::clone(&self.init));
         }

@@ -57,7 +57,7 @@ pub enum StreamsError {
 #[derive(Debug)]
 pub struct Streams {
     machine: Arc<Machine>,
-    /// Of standard input, output and error.
+    /// Addresses of standard input, output and error; `None` for a stream that is not wanted.
     ends: [Option<StreamAddress>; 3],
     terminal: bool,
     /// The writing end of standard input, held until `CloseIO`.
@@ -91,25 +91,16 @@ impl Streams {
             listen(machine, stdout.is_some()),
             listen(machine, stderr.is_some())
         );
-        // From here on dropping `streams` stops listening.
-        let mut taken = Vec::new();
-        let mut failed = None;
-        for (end, listening) in streams.ends.iter_mut().zip([input, output, errors]) {
-            match listening {
-                Ok(Some((address, stream))) => {
-                    *end = Some(address);
-                    taken.push(Some(stream));
-                }
-                Ok(None) => taken.push(None),
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let Some(error) = failed {
-            return Err(StreamsError::Machine(error));
-        }
-        let mut taken = taken.into_iter();
-        let mut next = || taken.next().flatten();
-        let (input, output, errors) = (next(), next(), next());
+        // From here on dropping `streams` stops listening, also to those beside one that failed.
+        let address = |listening: &Result<Option<Listening>, _>| {
+            listening.as_ref().ok()?.as_ref().map(|(address, _)| *address)
+        };
+        streams.ends = [address(&input), address(&output), address(&errors)];
+        let stream = |listening: Result<Option<Listening>, _>| {
+            let listening = listening.map_err(StreamsError::Machine)?;
+            Ok(listening.map(|(_, stream)| stream))
+        };
+        let (input, output, errors) = (stream(input)?, stream(output)?, stream(errors)?);
         if let (Some(Source { reading, writing }), Some(stream)) = (stdin, input) {
             *lock(&streams.keeper) = Some(writing);
             streams.copiers.push(tokio::spawn(async move {

@@ -76,7 +76,7 @@ struct Listener {
     waiting: oneshot::Sender<OwnedFd>,
 }
 
-/// Why a machine is ended whose guest or process does not do as it is told.
+/// The reason for ending a machine whose guest or process does not do as it is told.
 #[derive(Debug)]
 struct GivenUp {
     reason: String,
@@ -278,17 +278,17 @@ impl Machine {
         request: MachineRequest,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Answer, MachineError> {
-        let limit = match request {
-            // The answer is the guest's to bring about: the caller says how long that may take.
-            MachineRequest::AwaitMemory | MachineRequest::Connect { .. } => {
-                return self.ask_patiently(request, descriptors).await;
-            }
-            _ => ANSWER,
-        };
-        match tokio::time::timeout(limit, self.ask_patiently(request, descriptors)).await {
+        // The guest's to bring about: the caller says how long that may take.
+        let is_guests =
+            matches!(request, MachineRequest::AwaitMemory | MachineRequest::Connect { .. });
+        let answer = self.ask_patiently(request, descriptors);
+        if is_guests {
+            return answer.await;
+        }
+        match tokio::time::timeout(ANSWER, answer).await {
             Ok(answer) => answer,
             Err(_) => {
-                let seconds = limit.as_secs();
+                let seconds = ANSWER.as_secs();
                 self.give_up(&format!("the machine process did not answer within {seconds} s"));
                 Err(MachineError::Ended(self.end().await.reason))
             }
