@@ -29,7 +29,7 @@ const OF_CONTAINERS: [&str; 2] =
 const OF_SANDBOXES: [&str; 2] =
     ["io.cri-containerd.sandbox.metadata", "io.containerd.cri.sandbox.metadata"];
 
-/// Why a container may not join the sandbox that its annotation names.
+/// The container may not join the sandbox that its annotation names.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
     /// containerd's records do not place it there.

@@ -18,7 +18,7 @@ use crate::process::terminal::{self, Terminal};
 /// Larger than the default of 64 KiB: fewer turns of the relay for the same bytes.
 const PIPE_SIZE: i32 = 256 << 10;
 
-/// What the host asks for; a stream without an address is `/dev/null`.
+/// The streams that the host asks for; one without an address is `/dev/null`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request {
     /// Where standard input comes from.
@@ -116,7 +116,7 @@ fn unblock(fd: impl AsFd) -> io::Result<()> {
 }
 
 impl Links {
-    /// What was asked for.
+    /// Returns the request.
     pub fn request(&self) -> Request {
         self.request
     }

@@ -118,7 +118,7 @@ pub(super) fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// What `mount(2)`'s flags say about one mount, not about its file system.
+/// Returns those of `mount(2)`'s flags that say something about one mount, not about its file system.
 fn attributes(flags: MsFlags) -> MountAttrFlags {
     [
         (MsFlags::MS_RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),

@@ -1,4 +1,4 @@
-//! Why a container's files could not be laid out.
+//! The errors of laying out a container's files.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::MountOptionsError;
 
-/// Why a container's files could not be laid out.
+/// A container's files could not be laid out.
 #[derive(Debug, thiserror::Error)]
 pub enum ResourceError {
     /// A folder or file of Husk's own could not be made.

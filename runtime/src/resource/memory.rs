@@ -1,7 +1,7 @@
 //! Small file systems in memory.
 //!
-//! What the guest reaches, and what Husk makes for it, lies on these and not on the host's /run: they are
-//! bounded in bytes and in files, and only the sandbox suffers from a full one.
+//! Files that Husk makes and the guest reaches lie on these and not on the host's /run: they are bounded in
+//! bytes and in files, and only the sandbox suffers from a full one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

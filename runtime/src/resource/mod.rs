@@ -4,7 +4,7 @@
 //! All mounts are made in the shim's private mount namespace, so the host's table never shows them
 //! and nothing can be left in it. Every mount and folder is owned by a value whose drop undoes it.
 //!
-//! What a guest can write to never decides what is mounted, or where: [`share`] has the tree that
+//! No file that a guest can write to decides what is mounted, or where: [`share`] has the tree that
 //! mounts are attached in, which no guest can change; [`detached`] makes them on descriptors;
 //! [`sources`] opens what they are of, once.
 

@@ -140,7 +140,7 @@ impl Point {
         mount.attach(target).map(drop)
     }
 
-    /// What is mounted last.
+    /// Opens the root of the mount that was attached last.
     fn top(&self) -> Result<OwnedFd, Errno> {
         find_in(self.share.served.root(), &self.name)
     }

@@ -28,8 +28,8 @@ pub(super) struct Opened {
     pub(super) has_mounts: bool,
 }
 
-/// What makes two sources the same for as long as a mount of one of them is held: that keeps its inode,
-/// whose number can be given to no other file meanwhile.
+/// The identity of a source, for as long as a mount of it is held: that keeps its inode, whose number can be
+/// given to no other file meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     path: PathBuf,

@@ -32,7 +32,7 @@ struct Held {
     next: u64,
 }
 
-/// What makes two volumes the same: what was opened, and the options.
+/// The key under which a volume is shared: the identity of its source, and the options.
 type Key = (Identity, Vec<String>);
 
 /// A volume as long as a container has it. Dropping the last one unmounts it.

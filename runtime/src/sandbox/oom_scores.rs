@@ -13,7 +13,7 @@ use crate::machine::{FileServer, Machine, own_oom_score};
 /// The scores of a sandbox's containers.
 pub(super) struct OomScores {
     own: String,
-    /// What a container has whose spec says nothing.
+    /// Score of a container whose spec says nothing.
     inherited: i32,
     scores: Mutex<HashMap<String, i32>>,
     machine: Arc<Machine>,

@@ -142,7 +142,7 @@ impl Answer {
     }
 }
 
-/// What a guest does that is hostile.
+/// The ways in which a guest is hostile.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mood {
     kill: Answer,

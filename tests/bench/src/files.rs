@@ -1,5 +1,5 @@
-//! What the part `files` measures, run inside a container: each step by itself, so that whoever starts it can
-//! time it from outside.
+//! The steps that the part `files` measures, run inside a container: each by itself, so that the caller can time
+//! it from outside.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -23,7 +23,7 @@ const PAGE: usize = 4096;
 /// One step of the part `files`.
 #[derive(Debug, Args)]
 pub struct Step {
-    /// What is done.
+    /// The step.
     step: Kind,
     /// The folder it is done in.
     folder: PathBuf,

@@ -1,7 +1,7 @@
 //! The causes of libcontainer's failures.
 //!
-//! Its processes tell each other the step that failed, as text and without what was behind it; the cause
-//! is only logged. This is the log, in memory that all of them write to.
+//! libcontainer's processes tell each other the step that failed, as text and without what was behind it;
+//! the cause is only logged. The log is kept here, in memory that all of them write to.
 
 use std::fmt::{self, Debug, Write};
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::container::helper::report::Failure;
 /// Bytes of the first line that are told.
 const LONGEST: u64 = 1024;
 
-/// What libcontainer logs as an error from now on, in this process and in those that it makes.
+/// The errors that libcontainer logs from now on, in this process and in those that it makes.
 #[derive(Debug, Clone)]
 pub struct Causes(Arc<File>);
 
@@ -44,7 +44,7 @@ impl Causes {
         failure
     }
 
-    /// What was logged first: whatever comes later says which step it was fatal for.
+    /// Returns the first line of the log: whatever comes later says which step it was fatal for.
     fn first(&self) -> io::Result<Option<String>> {
         let mut file = &*self.0;
         file.seek(SeekFrom::Start(0))?;
