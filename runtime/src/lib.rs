@@ -9,7 +9,7 @@
 //! asks the agent ([`agent_client`]); [`container::Process`] follows each process to its end.
 
 pub mod agent_client;
-mod apart;
+pub mod apart;
 pub mod check;
 pub mod container;
 mod error;

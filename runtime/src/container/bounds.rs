@@ -1,8 +1,11 @@
-//! How long a guest may take for what it must not be able to hold up: the end of its processes.
+//! How long a guest may take for what it must not be able to hold up, the end of its processes; and how long
+//! the host's file systems may take.
 
 use std::time::Duration;
 
-/// How long a guest may take. One that takes longer loses its machine.
+use crate::apart::{CLEAR, OPEN};
+
+/// How long a guest may take. One that takes longer loses its machine. And how long file systems may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// To answer that a process is sent SIGKILL.
@@ -11,6 +14,10 @@ pub struct Bounds {
     pub kill_end: Duration,
     /// To remove what a container that has ended left in it.
     pub delete: Duration,
+    /// For the host to open and mount what a container has; then the container is not created.
+    pub lay_out: Duration,
+    /// For the host to unmount it again; then it is left to a thread.
+    pub unmount: Duration,
 }
 
 impl Default for Bounds {
@@ -20,6 +27,8 @@ impl Default for Bounds {
             // A process with much memory takes its time.
             kill_end: Duration::from_secs(20),
             delete: Duration::from_secs(20),
+            lay_out: OPEN,
+            unmount: CLEAR,
         }
     }
 }

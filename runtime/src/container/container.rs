@@ -19,7 +19,7 @@ use super::{
     SizePlan, Status,
 };
 use crate::agent_client::{AgentClient, AgentError};
-use crate::apart::{HostMounts, alongside_within};
+use crate::apart::{Aside, HostMounts, Purpose, alongside_within};
 use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
@@ -31,9 +31,6 @@ const FORGETTING: u32 = 10;
 
 /// How long such a process may take to end, or to appear, between two looks.
 const KILLED: Duration = Duration::from_secs(1);
-
-/// How long the sources of a container's files may take to be opened and mounted.
-const LAY_OUT: Duration = Duration::from_secs(30);
 
 /// Longer names would not fit into paths.
 const LONGEST_NAME: usize = 128;
@@ -145,7 +142,7 @@ pub struct Container {
     /// Whether it has been deleted; held while it is.
     deleted: tokio::sync::Mutex<bool>,
     // Last: what the init's streams and files are on goes after them.
-    share: Mutex<Option<ContainerShare>>,
+    share: Mutex<Option<Aside<ContainerShare>>>,
 }
 
 impl std::fmt::Debug for Container {
@@ -165,31 +162,28 @@ impl Container {
         check_name(&request.id)?;
         let is_sandbox = request.id == follower.sandbox_id;
         // A source may lie on a file system that answers late, or never.
-        let laid_out =
-            alongside_within(LAY_OUT, move || lay_out(request, is_sandbox, &share, &volumes)).await;
-        let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
-        let streams = follower.open(&request.stdio).await?;
-        let mut call = CreateContainerRequest::new();
-        call.container_id.clone_from(&request.id);
-        call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
-        let mut ends = streams.for_agent();
-        let process = guest.spec.process().as_ref();
-        (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
-        call.streams = Some(ends).into();
-        let pid = follower.machine.pid();
+        let limit = follower.bounds.lay_out;
+        let laid_out = alongside_within(Purpose::Open, limit, move || {
+            lay_out(request, is_sandbox, &share, &volumes)
+        });
+        let (request, guest, files) = laid_out.await.map_err(ResourceError::Thread)??;
+        let files = Aside::new(files);
         let state = State {
             oci_version: guest.spec.version().clone(),
             id: request.id.clone(),
             status: "creating",
-            pid,
+            pid: follower.machine.pid(),
             bundle: request.bundle.clone(),
             annotations: guest.spec.annotations().clone().unwrap_or_default(),
         };
-        hooks::run(&guest.hooks.create, &state, &follower.mounts).await?;
-        follower.explained(follower.agent.create_container(&call).await)?;
-        let killer = OutOfMemory::new(&request.id, pid, &follower.observer);
-        killer.watch(follower.agent.clone());
-        let init = Process::follow((&request.id, ""), &follower, streams, &killer);
+        let (init, killer) = match create_in_guest(&request, &guest, &state, &follower).await {
+            Ok(made) => made,
+            Err(error) => {
+                // Unmounted before anybody hears of the failure, and removes what is below.
+                unmount(files, &request.id, &follower).await;
+                return Err(error);
+            }
+        };
         Ok(Self {
             id: request.id,
             bundle: request.bundle,
@@ -338,7 +332,10 @@ impl Container {
             }
             exec.deleted();
         }
-        lock(&self.share).take();
+        let files = lock(&self.share).take();
+        if let Some(files) = files {
+            unmount(files, &self.id, &self.follower).await;
+        }
         self.follower.going.lock().await.remove(&self.id);
         *deleted = true;
         drop(deleted);
@@ -388,6 +385,38 @@ impl Container {
         let list = self.follower.explained(list)?;
         let entry = |entry: ProcessEntry| GuestProcess { pid: entry.pid, exec_id: entry.exec_id };
         Ok(list.processes.into_iter().map(entry).collect())
+    }
+}
+
+/// Runs the hooks before the creation, opens the streams, and has the agent create the container.
+async fn create_in_guest(
+    request: &CreateRequest,
+    guest: &GuestSpec,
+    state: &State,
+    follower: &Follower,
+) -> Result<(Arc<Process>, Arc<OutOfMemory>), ContainerError> {
+    let streams = follower.open(&request.stdio).await?;
+    let mut call = CreateContainerRequest::new();
+    call.container_id.clone_from(&request.id);
+    call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
+    let mut ends = streams.for_agent();
+    let process = guest.spec.process().as_ref();
+    (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
+    call.streams = Some(ends).into();
+    hooks::run(&guest.hooks.create, state, &follower.mounts).await?;
+    follower.explained(follower.agent.create_container(&call).await)?;
+    let killer = OutOfMemory::new(&request.id, state.pid, &follower.observer);
+    killer.watch(follower.agent.clone());
+    let init = Process::follow((&request.id, ""), follower, streams, &killer);
+    Ok((init, killer))
+}
+
+/// Unmounts a container's files. They are detached in any case; file systems that do not let go in time are
+/// left to a thread.
+async fn unmount(files: Aside<ContainerShare>, id: &str, follower: &Follower) {
+    if let Err(error) = files.end(follower.bounds.unmount).await {
+        warn!(follower.log, "the files of a container are not unmounted yet"; "container" => id,
+            "error" => %error);
     }
 }
 

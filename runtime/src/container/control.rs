@@ -12,9 +12,9 @@ use super::{Container, ContainerError, Process, Statistics, Status};
 use crate::agent_client::AgentError;
 use crate::spec::{SpecError, translate_resources};
 
-/// The inits of a sandbox's containers that have been started and are not paused. Held during every
-/// call that makes one of them go or stand still, so that the machine's processors stand still
-/// only if all of them do.
+/// The inits of a sandbox's containers that have been started, or are being started, and are not paused. Held
+/// during every call that makes one of them stand still or go on, so that the machine's processors stand
+/// still only if all of them do.
 pub(super) type Going = Arc<tokio::sync::Mutex<HashMap<String, Arc<Process>>>>;
 
 impl Container {
@@ -39,10 +39,17 @@ impl Container {
 
     /// Lets the created init run.
     pub async fn start(&self) -> Result<(), ContainerError> {
-        let mut going = self.follower.going.lock().await;
-        self.init().start().await.map_err(|error| self.follower.explain(error))?;
-        going.insert(self.id().to_owned(), Arc::clone(self.init()));
-        drop(going);
+        // It goes from now on, as far as pauses of others are concerned: the guest may take its time to start
+        // it, and nobody else waits for that.
+        let going = &self.follower.going;
+        let first =
+            going.lock().await.insert(self.id().to_owned(), Arc::clone(self.init())).is_none();
+        if let Err(error) = self.init().start().await {
+            if first {
+                going.lock().await.remove(self.id());
+            }
+            return Err(self.follower.explain(error));
+        }
         if let Err(error) = self.run_hooks_started().await {
             // As runc has it: a container whose hook says no does not stay.
             let _ = self.init().signal(SIGKILL, true).await;

@@ -18,11 +18,14 @@ use oci_spec::runtime::Hook;
 use serde::Serialize;
 use slog::{Logger, warn};
 
-use crate::apart::{HostMounts, apart};
+use crate::apart::{Aside, HostMounts, opened};
 use crate::machine::{PidFd, watched_fd};
 
 /// Bytes of a hook's error output that its error repeats.
 const LAST_WORDS: u64 = 1024;
+
+/// How long a hook that was killed is waited for.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
@@ -113,20 +116,24 @@ async fn run_one(hook: &Hook, state: &State, mounts: &HostMounts) -> Result<(), 
     let json = serde_json::to_vec(state).map_err(|error| fail(error.into()))?;
     let input = file(c"state", &json).map_err(fail)?;
     let mut errors = file(c"errors", &[]).map_err(fail)?;
-    let mut child = start(hook, &input, &errors, state, mounts).map_err(fail)?;
-    let ended = ended(&child);
+    let output = errors.try_clone().map_err(fail)?;
+    let (own, bundle, namespace) = (hook.clone(), state.bundle.clone(), mounts.0.clone());
+    // Program and bundle may lie on a file system that does not answer.
+    let started = opened(move || start(&own, (input, output), &bundle, namespace.as_deref()));
+    let child = started.await.map_err(fail)?;
     let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
     let in_time = match limit {
-        Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), ended).await,
-        None => Ok(ended.await),
+        Some(seconds) => {
+            tokio::time::timeout(Duration::from_secs(seconds), ended(child.get())).await
+        }
+        None => Ok(ended(child.get()).await),
     };
     match in_time {
         Ok(result) => result.map_err(fail)?,
         Err(_) => {
-            // Not waited for yet, so the number is still its group's: what it started goes too.
-            let group = i32::try_from(child.id()).map(Pid::from_raw);
-            let _ = group.map(|group| killpg(group, Signal::SIGKILL));
-            let _ = child.wait();
+            child.kill();
+            // One that the kernel does not let go of is not waited for.
+            let _ = tokio::time::timeout(KILLED, ended(child.get())).await;
             return Err(HookError::Late { path: path(), seconds: hook.timeout().unwrap_or(0) });
         }
     }
@@ -154,13 +161,52 @@ fn last_words(errors: &mut File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
+/// A hook that runs. Dropping kills its group, so that what it started goes too, and reaps it.
+struct Running(Option<Child>);
+
+impl Running {
+    fn get(&self) -> Option<&Child> {
+        self.0.as_ref()
+    }
+
+    /// Kills the hook and what it started. It has not been waited for yet, so the number is still its group's.
+    fn kill(&self) {
+        let group = self.get().and_then(|child| i32::try_from(child.id()).ok());
+        let _ = group.map(|group| killpg(Pid::from_raw(group), Signal::SIGKILL));
+    }
+
+    /// The status of a hook that has ended.
+    fn wait(mut self) -> io::Result<ExitStatus> {
+        self.0.take().ok_or(io::ErrorKind::NotFound)?.wait()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+        let Some(mut child) = self.0.take() else { return };
+        if !matches!(child.try_wait(), Ok(Some(_))) {
+            drop(Aside::new(Reaped(child)));
+        }
+    }
+}
+
+/// A killed child; dropping waits for its end.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a hook, in the calling thread, which ends with that: it leaves for the mount namespace `namespace`.
 fn start(
     hook: &Hook,
-    input: &File,
-    errors: &File,
-    state: &State,
-    mounts: &HostMounts,
-) -> io::Result<Child> {
+    (input, errors): (File, File),
+    bundle: &Path,
+    namespace: Option<&File>,
+) -> io::Result<Running> {
     let mut command = Command::new(hook.path());
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(rest);
@@ -169,24 +215,24 @@ fn start(
         command.env_clear();
         command.envs(environment.iter().filter_map(|variable| variable.split_once('=')));
     }
-    let folder = if state.bundle.is_dir() { state.bundle.as_path() } else { Path::new("/") };
-    command.current_dir(folder);
+    let folder = if bundle.is_dir() { bundle } else { Path::new("/") };
     command
+        .current_dir(folder)
         .process_group(0)
-        .stdin(input.try_clone()?)
+        .stdin(input)
         .stdout(File::create("/dev/null")?)
-        .stderr(errors.try_clone()?);
-    let Some(namespace) = &mounts.0 else { return command.spawn() };
-    // Only a thread that shares its folder with no other may leave for another namespace.
-    apart(|| {
+        .stderr(errors);
+    if let Some(namespace) = namespace {
+        // Only a thread that shares its folder with no other may leave for another namespace.
         unshare(CloneFlags::CLONE_FS)?;
         setns(namespace, CloneFlags::CLONE_NEWNS)?;
-        command.spawn()
-    })
+    }
+    Ok(Running(Some(command.spawn()?)))
 }
 
 /// Waits for the end of a child; its status is left for `wait`.
-async fn ended(child: &Child) -> io::Result<()> {
+async fn ended(child: Option<&Child>) -> io::Result<()> {
+    let child = child.ok_or(io::ErrorKind::NotFound)?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let process = watched_fd(PidFd::open(Pid::from_raw(pid))?)?;
     // A hook that is given up is not left running.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::location::Sink;
-use crate::apart::alongside;
+use crate::apart::{CLEAR, Purpose, alongside};
 
 /// As much as a FIFO holds by default.
 const BUFFER: usize = 64 * 1024;
@@ -109,7 +109,11 @@ pub(super) async fn copy_out(stream: UnixStream, sink: Sink, progress: watch::Se
         }
     }
     // The reader must see the end before anyone hears that we are done.
-    drop(sink);
+    match sink {
+        // That it takes too long is nobody's error any more.
+        Some(Sink::File(file)) => drop(file.end(CLEAR).await),
+        sink => drop(sink),
+    }
     progress.send_modify(|progress| progress.done = true);
 }
 
@@ -154,8 +158,9 @@ async fn write(
     match sink {
         Sink::File(file) => {
             // A file system that does not answer holds up this stream only.
+            let file = file.get().ok_or(ErrorKind::BrokenPipe)?;
             let (file, bytes) = (file.try_clone()?, bytes.to_vec());
-            alongside(move || (&file).write(&bytes)).await?
+            alongside(Purpose::Write, move || (&file).write(&bytes)).await?
         }
         Sink::Fifo(fifo) => loop {
             match fifo.try_write(bytes) {
@@ -329,7 +334,7 @@ mod tests {
         let path = folder.path().join("stdin");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         // Nobody writes yet: neither open waits.
-        let source = Location::Path(path.clone()).open_source().unwrap().unwrap();
+        let source = Location::Path(path.clone()).open_source().await.unwrap().unwrap();
         let (host, mut guest) = UnixStream::pair().unwrap();
         tokio::spawn(copy_in(source.reading, host));
         let mut writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();

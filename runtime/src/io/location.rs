@@ -4,14 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tokio::net::unix::pipe;
 
-use crate::apart::alongside_within;
-
-/// How long the opening of a file for output may take.
-const OPEN: Duration = Duration::from_secs(30);
+use crate::apart::{Aside, opened};
 
 /// One end of a process's stream, as containerd names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +44,7 @@ pub enum LocationError {
 #[derive(Debug)]
 pub(super) enum Sink {
     Fifo(pipe::Sender),
-    File(File),
+    File(Aside<File>),
 }
 
 /// Where input comes from: the reading end, and the writing end that keeps it open.
@@ -83,32 +79,41 @@ impl Location {
             Self::File(path) => (path.clone(), true),
         };
         let opening = path.clone();
-        let opened = alongside_within(OPEN, move || open_output(&opening, make)).await;
-        let opened = opened.and_then(|opened| opened);
+        let opened = opened(move || open_output(&opening, make)).await;
         let sink = opened.and_then(|(file, is_fifo)| match is_fifo {
             true => pipe::Sender::from_file(file).map(Sink::Fifo),
-            false => Ok(Sink::File(file)),
+            false => Ok(Sink::File(Aside::new(file))),
         });
         sink.map(Some).map_err(|source| open_error(&path, source))
     }
 
-    /// Only FIFOs can be waited for; `/dev/null` is as good as none.
-    pub(super) fn open_source(&self) -> Result<Option<Source>, LocationError> {
+    /// Opens where input comes from. Only FIFOs can be waited for; `/dev/null` is as good as none.
+    pub(super) async fn open_source(&self) -> Result<Option<Source>, LocationError> {
         let path = match self {
             Self::None => return Ok(None),
             Self::Path(path) if path == Path::new("/dev/null") => return Ok(None),
-            Self::Path(path) => path,
+            Self::Path(path) => path.clone(),
             Self::File(_) => return Err(LocationError::Scheme { scheme: "file".to_owned() }),
         };
-        let open = || {
-            let reading = pipe::OpenOptions::new().open_receiver(path)?;
-            // A reader is there, so this does not wait either.
-            let writing =
-                OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-            Ok(Some(Source { reading, writing }))
-        };
-        open().map_err(|source| open_error(path, source))
+        let opening = path.clone();
+        let source = opened(move || open_input(&opening)).await.and_then(|(reading, writing)| {
+            Ok(Source { reading: pipe::Receiver::from_file(reading)?, writing })
+        });
+        source.map(Some).map_err(|source| open_error(&path, source))
     }
+}
+
+/// Opens the FIFO `path` to read from it, and then to keep it open for writing.
+fn open_input(path: &Path) -> io::Result<(File, File)> {
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_NONBLOCK);
+    let reading = options.read(true).open(path)?;
+    if !reading.metadata()?.file_type().is_fifo() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no FIFO"));
+    }
+    // A reader is there, so this does not wait either.
+    let writing = options.read(false).write(true).open(path)?;
+    Ok((reading, writing))
 }
 
 /// Opens `path` to write to it, and says whether it is a FIFO; a file is appended to, and made with its

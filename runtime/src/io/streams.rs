@@ -72,10 +72,11 @@ impl Streams {
     /// connects.
     pub async fn open(paths: &StdioPaths, machine: &Arc<Machine>) -> Result<Self, StreamsError> {
         let located = |stream| move |source| StreamsError::Location { stream, source };
-        let stdin = Location::parse(&paths.stdin).and_then(|location| location.open_source());
+        let stderr = if paths.terminal { "" } else { &paths.stderr };
+        let (stdin, stdout, stderr) =
+            tokio::join!(open_source(&paths.stdin), open_sink(&paths.stdout), open_sink(stderr));
         let stdin = stdin.map_err(located("input"))?;
-        let stdout = open_sink(&paths.stdout).await.map_err(located("output"))?;
-        let stderr = if paths.terminal { Ok(None) } else { open_sink(&paths.stderr).await };
+        let stdout = stdout.map_err(located("output"))?;
         let stderr = stderr.map_err(located("error"))?;
         let mut streams = Self {
             machine: Arc::clone(machine),
@@ -178,6 +179,10 @@ impl Drop for Streams {
             }
         });
     }
+}
+
+async fn open_source(text: &str) -> Result<Option<Source>, LocationError> {
+    Location::parse(text)?.open_source().await
 }
 
 async fn open_sink(text: &str) -> Result<Option<Sink>, LocationError> {

@@ -1,21 +1,61 @@
 //! Files and folders of the host's, opened where containerd sees them.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::detached::{Detached, errno, find};
 use super::mount_table::MountTable;
 use super::{MountOptions, VolumeKind};
-use crate::apart::HostMounts;
+use crate::apart::{HostMounts, OPEN, no_answer};
+use crate::lock::lock;
 
 /// Where sources are opened.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     host: HostMounts,
     own: Option<PathBuf>,
+    waiting: Arc<Waiting>,
+}
+
+/// The sources that threads wait for: how many of each, and since when.
+///
+/// A source that has not answered one thread for as long as anybody waits is not given a further one, so that
+/// a container that is tried again and again takes up no more threads than were there at first.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<HashMap<PathBuf, (usize, Instant)>>);
+
+impl Waiting {
+    /// Does `work` with `path`, unless others have waited for it for `limit` already.
+    fn with<T>(
+        &self,
+        path: &Path,
+        limit: Duration,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        {
+            let mut waiting = lock(&self.0);
+            let (count, since) = waiting.entry(path.to_owned()).or_insert((0, Instant::now()));
+            if since.elapsed() >= limit {
+                return Err(no_answer(since.elapsed()));
+            }
+            *count += 1;
+        }
+        let result = work();
+        let mut waiting = lock(&self.0);
+        if let Some((count, _)) = waiting.get_mut(path) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(path);
+            }
+        }
+        result
+    }
 }
 
 /// A source that was opened once: everything known of it is of the same file.
@@ -43,7 +83,7 @@ impl Sources {
     /// Sources in containerd's mount namespace `host`, but for those in the folder `own`: the calling
     /// thread's namespace has them.
     pub fn new(host: HostMounts, own: PathBuf) -> Self {
-        Self { host, own: Some(own) }
+        Self { host, own: Some(own), waiting: Arc::default() }
     }
 
     /// The mount namespace that paths from containerd are meant in.
@@ -53,12 +93,20 @@ impl Sources {
 
     /// Says what a path is, following links.
     pub fn kind(&self, path: &Path) -> io::Result<VolumeKind> {
-        self.mounts_of(path).within(|| VolumeKind::of(path))
+        self.ask(path, || VolumeKind::of(path))
     }
 
     /// Opens `path`, following links, and clones its mount as `options` say.
     pub(super) fn open(&self, path: &Path, options: &MountOptions) -> io::Result<Opened> {
-        self.mounts_of(path).within(|| Opened::open(path, options))
+        self.ask(path, || Opened::open(path, options))
+    }
+
+    fn ask<T: Send>(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        self.waiting.with(path, OPEN, || self.mounts_of(path).within(work))
     }
 
     fn mounts_of(&self, path: &Path) -> HostMounts {
@@ -92,4 +140,32 @@ impl Opened {
 /// The path of an open file without links.
 fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_source_that_does_not_answer_is_asked_no_more() {
+        let (waiting, path) = (Waiting::default(), Path::new("/silent"));
+        let limit = Duration::from_millis(30);
+        let (end, never) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(|| waiting.with(path, limit, move || Ok(never.recv().ok())));
+            while lock(&waiting.0).is_empty() {
+                std::thread::yield_now();
+            }
+            waiting.with(path, Duration::MAX, || Ok(())).unwrap();
+            std::thread::sleep(limit);
+            let error = waiting.with(path, limit, || Ok(())).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            waiting.with(Path::new("/other"), limit, || Ok(())).unwrap();
+            drop(end);
+        });
+        // It has answered at last.
+        waiting.with(path, limit, || Ok(())).unwrap();
+        assert!(lock(&waiting.0).is_empty());
+    }
 }

@@ -22,6 +22,7 @@ use super::network::{SandboxNetwork, check_namespace};
 use super::oom_scores::OomScores;
 use super::{EtcFiles, Sandbox, SandboxError};
 use crate::agent_client::{AgentClient, sanitize};
+use crate::apart::{CLEAR, Purpose, alongside_within};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
 use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
@@ -152,6 +153,16 @@ impl Place {
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// Removes everything. File systems that do not let go of what was mounted in time are left to a thread:
+    /// their mounts are detached all the same.
+    pub(super) async fn clear(self, log: &Logger) {
+        let share = Arc::clone(&self.share);
+        let unmounted = alongside_within(Purpose::Clear, CLEAR, move || share.unmount()).await;
+        if let Err(error) = unmounted {
+            warn!(log, "the shared folder is not unmounted yet"; "error" => %error);
+        }
+    }
 }
 
 impl Drop for Place {
@@ -264,7 +275,7 @@ impl Sandbox {
                     files.end().await;
                 }
                 network.end().await;
-                drop(place);
+                place.clear(log).await;
                 Err(error)
             }
         }

@@ -255,19 +255,23 @@ impl Sandbox {
         self.files.end().await;
         // Unmounts what containers had: nobody holds it any more.
         let left: Vec<_> = lock(&self.containers).drain().collect();
-        for (id, slot) in left {
-            if let Slot::Created(container) = slot {
-                // The machine has ended, which every process tells as its exit.
-                let _ = tokio::time::timeout(ORDERLY, container.init().exited()).await;
-                // So this only clears up on the host.
-                if let Err(error) = container.delete().await {
-                    warn!(self.log, "container not cleared up"; "container" => id,
-                        "error" => %error);
-                }
-            }
+        let left = left.into_iter().map(|(id, slot)| self.clear_up(id, slot));
+        futures::future::join_all(left).await;
+        let place = lock(&self.place).take();
+        if let Some(place) = place {
+            place.clear(&self.log).await;
         }
-        drop(lock(&self.place).take());
         info!(self.log, "sandbox ended");
+    }
+
+    /// Clears up on the host after a container whose machine has ended.
+    async fn clear_up(&self, id: String, slot: Slot) {
+        let Slot::Created(container) = slot else { return };
+        // The machine has ended, which every process tells as its exit.
+        let _ = tokio::time::timeout(ORDERLY, container.init().exited()).await;
+        if let Err(error) = container.delete().await {
+            warn!(self.log, "container not cleared up"; "container" => id, "error" => %error);
+        }
     }
 
     /// Without its files a guest can do nothing: the machine ends with its file server.

@@ -1,6 +1,7 @@
 //! A sandbox over a machine and an agent that are played by the test.
 
 mod hostile;
+mod silent;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -467,11 +468,15 @@ impl Stage {
     }
 
     async fn create_as(&self, id: &str) -> Container {
+        self.try_create(id, &self.volume()).await.unwrap()
+    }
+
+    async fn try_create(&self, id: &str, volume: &Path) -> Result<Container, ContainerError> {
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs"},
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["x"], "cwd": "/"},
-            "mounts": [{"destination": "/b", "type": "bind", "source": self.volume(),
+            "mounts": [{"destination": "/b", "type": "bind", "source": volume,
                         "options": ["rbind", "ro"]}],
         });
         let request = CreateRequest {
@@ -485,7 +490,7 @@ impl Stage {
             },
         };
         let (share, volumes) = (Arc::clone(&self.share), Arc::clone(&self.volumes));
-        Container::create(request, share, volumes, self.follower.clone()).await.unwrap()
+        Container::create(request, share, volumes, self.follower.clone()).await
     }
 }
 

@@ -50,10 +50,8 @@ impl SilentFs {
     /// If this kernel has no FUSE, or the caller may not mount.
     pub fn mount(target: &Path) -> io::Result<Self> {
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
-        let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
-            device.as_raw_fd()
-        );
+        let options =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("silent"), target, Some("fuse"), flags, Some(options.as_str()))?;
         let silent = Arc::<AtomicBool>::default();

@@ -13,6 +13,8 @@ const BOUNDS: Bounds = Bounds {
     kill_answer: Duration::from_millis(300),
     kill_end: Duration::from_millis(300),
     delete: Duration::from_millis(300),
+    lay_out: Duration::from_secs(30),
+    unmount: Duration::from_secs(30),
 };
 
 /// A pod of two running containers, neither of them the sandbox's own.
