@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use husk_configuration::{Configuration, ConfigurationError};
+use husk_runtime::apart;
 use husk_runtime::container::HostMounts;
 use husk_runtime::sandbox::{Sandbox, SandboxError, SandboxRequest};
 use slog::{Logger, error};
@@ -63,16 +64,21 @@ impl Booter {
         &self.id
     }
 
-    /// Begins to boot what `make` asks for. False if that has been done before.
-    pub fn begin(&self, make: impl FnOnce(Blank) -> Result<SandboxRequest, SandboxError>) -> bool {
+    /// Begins to boot what `make` asks for, which may read files: it runs in a thread of its own. False if that
+    /// has been done before.
+    pub fn begin(
+        &self,
+        make: impl FnOnce(Blank) -> Result<SandboxRequest, SandboxError> + Send + 'static,
+    ) -> bool {
         let Some((blank, booted)) = lock(&self.blank).take() else { return false };
         booted.send_replace(None);
-        let (request, announcer) = (make(blank), Arc::clone(&self.announcer));
+        let announcer = Arc::clone(&self.announcer);
         let log = self.log.clone();
         let given_up = Arc::new(Notify::new());
         let told = Arc::clone(&given_up);
         let booting = tokio::spawn(async move {
-            let result = match request {
+            let request = apart::opened(move || Ok(make(blank))).await;
+            let result = match request.map_err(SandboxError::Read).flatten() {
                 Ok(request) => Sandbox::create(request, announcer, told.notified(), &log).await,
                 Err(error) => Err(error),
             };

@@ -130,7 +130,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | SandboxError::Cgroup(_)
         | SandboxError::Network(_) => Code::INTERNAL,
         SandboxError::Machine(_) | SandboxError::Ended(_) => Code::UNAVAILABLE,
-        SandboxError::Silent { .. } => Code::DEADLINE_EXCEEDED,
+        SandboxError::Silent { .. } | SandboxError::Read(_) => Code::DEADLINE_EXCEEDED,
         SandboxError::Agent(error) => agent_code(error),
     }
 }

@@ -12,6 +12,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use husk_configuration::{Configuration, ConfigurationError};
+use husk_runtime::apart;
 use husk_runtime::container::HostMounts;
 use husk_runtime::machine::NetworkNamespace;
 use husk_runtime::resource::Limits;
@@ -152,11 +153,11 @@ async fn run(
     };
     let (booter, sandbox) =
         Booter::new(blank, Arc::new(Announcer::new(publisher.clone())), log.clone());
-    match bundle_spec(Path::new("config.json")) {
+    match apart::opened(|| Ok(bundle_spec(Path::new("config.json")))).await {
         // Nothing to run: a client is going to ask for a sandbox.
-        Ok(SandboxSpec { process: None, .. }) => {}
+        Ok(Ok(SandboxSpec { process: None, .. })) => {}
         spec => {
-            booter.begin(|blank| request(blank, spec?));
+            booter.begin(|blank| request(blank, spec.map_err(SandboxError::Read)??));
         }
     }
     let booter = Arc::new(booter);

@@ -44,6 +44,9 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
+    /// The files that say what the sandbox is to be are not answered for.
+    #[error("cannot read what the sandbox is made from")]
+    Read(#[source] io::Error),
     /// No network namespace of its own.
     #[error(
         "the host's network cannot be a microVM's: start it with a network of its own \

@@ -7,6 +7,7 @@ use containerd_shim_protos::api::{
     self, CreateTaskRequest, ExecProcessRequest, Mount, Status, UpdateTaskRequest,
 };
 use containerd_shim_protos::shim::oci::ProcessDetails;
+use husk_runtime::apart;
 use husk_runtime::container::{self, CreateRequest, ExecRequest, GuestProcess};
 use husk_runtime::io::StdioPaths;
 use husk_runtime::resource::RootfsMount;
@@ -23,7 +24,7 @@ use crate::error::ServiceError;
 const GUEST_PID: u32 = 1000;
 
 /// What is to be created, and the fields of its spec that nobody here knows.
-pub(super) fn create_request(
+pub(super) async fn create_request(
     request: &CreateTaskRequest,
 ) -> Result<(CreateRequest, Vec<String>), ServiceError> {
     if !request.checkpoint.is_empty() {
@@ -31,7 +32,9 @@ pub(super) fn create_request(
     }
     let bundle = Path::new(&request.bundle);
     let path = bundle.join("config.json");
-    let text = std::fs::read(&path)
+    let config = path.clone();
+    let text = apart::opened(move || std::fs::read(config))
+        .await
         .map_err(|error| ServiceError::Invalid(format!("{}: {error}", path.display())))?;
     let (spec, unknown) =
         spec::parse(&text).map_err(|error| ServiceError::Container(error.into()))?;
@@ -131,10 +134,10 @@ mod tests {
         assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(1)).seconds, 0);
     }
 
-    #[test]
-    fn a_missing_spec_is_named() {
+    #[tokio::test]
+    async fn a_missing_spec_is_named() {
         let request = CreateTaskRequest { bundle: "/nowhere".to_owned(), ..Default::default() };
-        let error = create_request(&request).unwrap_err().to_string();
+        let error = create_request(&request).await.unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/config.json: "), "{error}");
     }
 

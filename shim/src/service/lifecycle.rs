@@ -170,7 +170,7 @@ impl TaskService {
         request: CreateTaskRequest,
     ) -> Result<u32, ServiceError> {
         self.leaving.store(false, Ordering::Relaxed);
-        let (wanted, unknown) = create_request(&request)?;
+        let (wanted, unknown) = create_request(&request).await?;
         if !unknown.is_empty() {
             let fields = unknown.join(", ");
             warn!(self.log, "fields of the OCI spec ignored: this version does not know them";

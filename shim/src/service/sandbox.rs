@@ -90,15 +90,16 @@ impl SandboxService {
             let reason = format!("this shim is that of {}, not of {id}", self.booter.id());
             return Err(ServiceError::Invalid(reason));
         }
+        let network = request.netns_path.clone();
         let begun = match Pod::of(request)? {
-            Some(pod) => self.booter.begin(|blank| pod.request(blank, &request.netns_path)),
+            Some(pod) => self.booter.begin(move |blank| pod.request(blank, &network)),
             // Not of the CRI: what there is to say is in the bundle.
             None => {
-                let spec = bundle_spec(&Path::new(&request.bundle_path).join("config.json"));
-                self.booter.begin(|blank| {
-                    let mut wanted = bundle_request(blank, spec?)?;
-                    if !request.netns_path.is_empty() {
-                        wanted.network = NetworkNamespace::At((&request.netns_path).into());
+                let config = Path::new(&request.bundle_path).join("config.json");
+                self.booter.begin(move |blank| {
+                    let mut wanted = bundle_request(blank, bundle_spec(&config)?)?;
+                    if !network.is_empty() {
+                        wanted.network = NetworkNamespace::At(network.into());
                     }
                     Ok(wanted)
                 })
