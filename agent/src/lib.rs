@@ -9,6 +9,7 @@
 //! - `component DIRECTORY`: as init, but on a machine that is not ours: no guest mounts, no reset,
 //!   and the host's ports are UNIX sockets in DIRECTORY. The component tests use it.
 
+mod apart;
 mod container;
 mod host;
 mod init;

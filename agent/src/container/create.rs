@@ -57,7 +57,7 @@ async fn make(
         SharedPids::Holder(_) => None,
     };
     let plan = spec::adapt(spec, container.cgroup(), streams.terminal, sandbox_pid)?;
-    container.holds(volumes.hold(&plan.spec));
+    container.holds(volumes.hold(&plan.spec).await.tried("mount the volumes")?);
     let bundle = container.bundle();
     bundle.make().tried("make the bundle")?;
     let devices = plan.spec.linux().as_ref().and_then(devices::program);

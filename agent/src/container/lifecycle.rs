@@ -162,8 +162,12 @@ impl Container {
         self.parts().volumes = Some(volumes);
     }
 
-    pub(super) fn lets_go(&self) {
-        self.parts().volumes = None;
+    /// Lets go of its volumes.
+    pub(super) async fn lets_go(&self) {
+        let volumes = self.parts().volumes.take();
+        if let Some(volumes) = volumes {
+            volumes.release().await;
+        }
     }
 
     /// The init is there; `helper` has made it and hears from it.

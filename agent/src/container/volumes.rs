@@ -4,60 +4,238 @@
 //! it, anew in each mount namespace. Made before in the agent's, from which containers' are cloned,
 //! it is the same for all of them: then they share its sockets, locks and pages. The last one to go
 //! takes it away, or the host could not unmount what lies under it.
+//!
+//! Either step asks the host's file system, which may never answer. So both run in threads, under no lock:
+//!
+//! ```text
+//!   (unknown) ──held──▶ in use ──last one goes──▶ being unmounted ──▶ (unknown)
+//!                          ▲                             │
+//!                          └── held meanwhile, then ─────┘
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use husk_agent_protocols::SHARE_PATH;
 use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
+use tokio::sync::Notify;
 
-/// How many containers have each volume.
+use crate::apart::{alongside, within};
+
+/// How long the volumes of a container may take to be mounted.
+const MOUNT_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the end of a container waits for them to be unmounted.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(3);
+
+/// The volumes of all containers.
 #[derive(Debug, Default)]
-pub struct Volumes(Mutex<HashMap<PathBuf, usize>>);
+pub struct Volumes {
+    known: Mutex<HashMap<PathBuf, Volume>>,
+    /// Notified when one has been unmounted.
+    unmounted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Volume {
+    holders: usize,
+    /// Whether it may be mounted: a file is not.
+    mounted: bool,
+    unmounting: bool,
+}
 
 /// A container's volumes, for as long as this lives.
 #[derive(Debug)]
 pub struct HeldVolumes {
     volumes: Arc<Volumes>,
-    paths: Vec<PathBuf>,
+    paths: BTreeSet<PathBuf>,
 }
 
 impl Volumes {
-    /// Mounts the volumes of `spec` that no container has yet.
-    pub fn hold(self: &Arc<Self>, spec: &Spec) -> HeldVolumes {
+    /// Mounts the volumes of `spec` that no container has yet; `TimedOut` if one of them does not answer.
+    pub async fn hold(self: &Arc<Self>, spec: &Spec) -> io::Result<HeldVolumes> {
         let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_ref());
-        let paths: Vec<_> =
-            sources.filter(|path| path.starts_with(Path::new(SHARE_PATH))).cloned().collect();
-        let mut counts = self.counts();
-        for path in &paths {
-            *counts.entry(path.clone()).or_default() += 1;
-            // Only a folder is one; one that cannot be opened fails when it is to be bound.
-            let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
-            let _ = File::options().read(true).custom_flags(flags).open(path);
-        }
-        HeldVolumes { volumes: Arc::clone(self), paths }
+        let paths = sources.filter(|path| path.starts_with(Path::new(SHARE_PATH))).cloned();
+        self.hold_all(paths.collect(), MOUNT_LIMIT).await
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<PathBuf, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn hold_all(
+        self: &Arc<Self>,
+        paths: BTreeSet<PathBuf>,
+        limit: Duration,
+    ) -> io::Result<HeldVolumes> {
+        let held = HeldVolumes { volumes: Arc::clone(self), paths };
+        {
+            let mut known = self.known();
+            for path in &held.paths {
+                let volume = known.entry(path.clone()).or_default();
+                volume.holders += 1;
+                volume.mounted = true;
+            }
+        }
+        if held.paths.is_empty() {
+            return Ok(held);
+        }
+        let mounting = async {
+            self.until_unmounted(&held.paths).await;
+            let paths = held.paths.clone();
+            alongside(move || paths.into_iter().filter(|path| !enter(path)).collect()).await
+        };
+        let others: Vec<_> = within(limit, mounting).await?;
+        let mut known = self.known();
+        for path in others {
+            if let Some(volume) = known.get_mut(&path) {
+                volume.mounted = false;
+            }
+        }
+        drop(known);
+        Ok(held)
+    }
+
+    /// Waits until none of `paths` is being unmounted.
+    async fn until_unmounted(&self, paths: &BTreeSet<PathBuf>) {
+        loop {
+            let unmounted = self.unmounted.notified();
+            let busy = |path: &PathBuf| self.known().get(path).is_some_and(|one| one.unmounting);
+            if !paths.iter().any(busy) {
+                return;
+            }
+            unmounted.await;
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<PathBuf, Volume>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unmounts `path`, which nobody holds, and forgets it.
+    async fn unmount(self: Arc<Self>, path: PathBuf) {
+        let target = path.clone();
+        // EINVAL: it is a file, which is no mount. And without a thread it stays mounted.
+        let _ = alongside(move || umount2(&target, MntFlags::MNT_DETACH)).await;
+        let mut known = self.known();
+        if let Some(volume) = known.get_mut(&path) {
+            volume.unmounting = false;
+            if volume.holders == 0 {
+                known.remove(&path);
+            }
+        }
+        drop(known);
+        self.unmounted.notify_waiters();
+    }
+}
+
+/// Leads into a volume, which mounts it; whether it is a folder. One that cannot be found fails when it is
+/// to be bound.
+fn enter(path: &Path) -> bool {
+    let flags = libc::O_DIRECTORY | libc::O_PATH;
+    File::options().read(true).custom_flags(flags).open(path).is_ok()
+}
+
+impl HeldVolumes {
+    /// Lets go of the volumes, and waits a while for those to be unmounted that nobody else has.
+    pub async fn release(self) {
+        let (volumes, paths) = (Arc::clone(&self.volumes), self.paths.clone());
+        drop(self);
+        let _ = tokio::time::timeout(UNMOUNT_LIMIT, volumes.until_unmounted(&paths)).await;
     }
 }
 
 impl Drop for HeldVolumes {
     fn drop(&mut self) {
-        let mut counts = self.volumes.counts();
+        let mut known = self.volumes.known();
         for path in &self.paths {
-            let Some(count) = counts.get_mut(path) else { continue };
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(path);
-                // EINVAL: it is a file, which is no mount.
-                let _ = umount2(path, MntFlags::MNT_DETACH);
+            let Some(volume) = known.get_mut(path) else { continue };
+            volume.holders -= 1;
+            if volume.holders > 0 || volume.unmounting {
+                continue;
+            }
+            if volume.mounted {
+                volume.unmounting = true;
+                tokio::spawn(Arc::clone(&self.volumes).unmount(path.clone()));
+            } else {
+                known.remove(path);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use husk_silent::SilentFs;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    fn paths(folder: &Path, names: &[&str]) -> BTreeSet<PathBuf> {
+        names.iter().map(|name| folder.join(name)).collect()
+    }
+
+    #[tokio::test]
+    async fn the_last_to_go_unmounts_and_files_are_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("0")).expect("a folder");
+        std::fs::write(folder.path().join("1"), "").expect("a file");
+        let volumes = Arc::<Volumes>::default();
+        let both = paths(folder.path(), &["0", "1", "none"]);
+        let one = volumes.hold_all(both, LIMIT).await.expect("held");
+        let other = volumes.hold_all(paths(folder.path(), &["0"]), LIMIT).await.expect("held");
+        let known = || {
+            let known = volumes.known();
+            let mut all: Vec<_> = known
+                .iter()
+                .map(|(path, one)| (path.file_name().expect("a name").to_owned(), one.holders))
+                .collect();
+            all.sort();
+            all
+        };
+        assert_eq!(known(), [("0".into(), 2), ("1".into(), 1), ("none".into(), 1)]);
+        one.release().await;
+        assert_eq!(known(), [("0".into(), 1)]);
+        other.release().await;
+        assert_eq!(known(), []);
+    }
+
+    #[test]
+    fn a_volume_that_does_not_answer_holds_up_no_other() {
+        let test = || {
+            let (none, private) = (None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
+            let own = unshare(CloneFlags::CLONE_NEWNS)
+                .and_then(|()| mount(none, "/", none, private, none))
+                .map_err(io::Error::from);
+            let folder = tempfile::tempdir().expect("a folder");
+            for name in ["silent", "0"] {
+                std::fs::create_dir(folder.path().join(name)).expect("a folder");
+            }
+            let silent = own.and_then(|()| SilentFs::mount(&folder.path().join("silent")));
+            let Ok(silent) = silent else { return husk_skip::skipped("no FUSE can be mounted") };
+            silent.fall_silent();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
+            runtime.block_on(async {
+                let volumes = Arc::<Volumes>::default();
+                let stuck = paths(folder.path(), &["0", "silent/0"]);
+                let (stuck, other) = tokio::join!(
+                    volumes.hold_all(stuck, LIMIT),
+                    volumes.hold_all(paths(folder.path(), &["0"]), LIMIT)
+                );
+                assert_eq!(stuck.expect_err("late").kind(), io::ErrorKind::TimedOut);
+                other.expect("held").release().await;
+                // One that is stuck while it is unmounted takes up no further thread.
+                let before = silent.unanswered();
+                let again = volumes.hold_all(paths(folder.path(), &["silent/0"]), LIMIT).await;
+                assert_eq!(again.expect_err("late").kind(), io::ErrorKind::TimedOut);
+                assert_eq!(silent.unanswered(), before);
+            });
+        };
+        husk_skip::spawn(test).join().expect("the test");
     }
 }
