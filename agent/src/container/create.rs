@@ -78,7 +78,7 @@ async fn make(
     bundle.write("create.json", &request).tried("write the request")?;
 
     let hold = reaper.hold();
-    let helper = Helper::spawn("create", bundle.path(), stdio).tried("execute the helper")?;
+    let mut helper = Helper::spawn("create", bundle.path(), stdio).tried("execute the helper")?;
     let pid = helper.pid().await?;
     let master = console.master(owner).tried("receive the terminal")?;
     links.connected().await.tried("connect the streams")?;

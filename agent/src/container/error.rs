@@ -1,6 +1,7 @@
 //! What can go wrong with a container.
 
 use std::io;
+use std::time::Duration;
 
 use crate::container::lifecycle::State;
 use crate::container::spec::SpecError;
@@ -48,6 +49,16 @@ pub enum ContainerError {
         /// The refusal.
         source: io::Error,
     },
+}
+
+impl ContainerError {
+    /// The error of a process that is not there after `limit`.
+    pub(super) fn late(limit: Duration) -> Self {
+        let seconds = limit.as_secs();
+        Self::Helper(format!(
+            "it did not begin within {seconds} s; probably a file system of the container does not answer"
+        ))
+    }
 }
 
 /// Names what was tried when it fails.

@@ -7,12 +7,13 @@ use nix::unistd::Uid;
 use oci_spec::runtime::Process as SpecProcess;
 
 use crate::container::error::{self, ContainerError, Tried};
-use crate::container::helper::{Console, ExecRequest, Helper};
+use crate::container::execute::{Making, execute};
+use crate::container::helper::{Console, ExecRequest};
 use crate::container::lifecycle::Container;
 use crate::container::spec::{self, SpecError};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
-use crate::process::{self, Links, Process, Stdio, Unborn};
+use crate::process::{self, Links, Process, Stdio};
 
 /// Makes and starts a process in `container`, as the OCI process in `json` says.
 pub async fn exec(
@@ -84,21 +85,7 @@ async fn make_in(
         rows: streams.rows,
         columns: streams.columns,
     };
-    let request = serde_json::to_vec(&request).map_err(SpecError::Json)?;
-    std::fs::write(directory.join("exec.json"), request).tried("write the request")?;
-    let hold = reaper.hold();
-    let helper = Helper::spawn("exec", directory, stdio).tried("execute the helper")?;
-    let pid = helper.pid().await?;
-    let unborn = Unborn::new(pid);
-    let exit = reaper.watch(pid);
-    drop(hold);
-    // The command runs only with all its streams.
-    links.connected().await.tried("connect the streams")?;
-    helper.go();
-    helper.executed().await?;
-    let master = console.master(owner).tried("receive the terminal")?;
-    let relays = links.relay(master).tried("relay the streams")?;
     let cgroup = container.cgroup().clone();
-    unborn.live();
-    Ok(Process::follow(pid, relays, exit, move || cgroup.out_of_memory()))
+    let making = Making { role: "exec", directory, request, console, owner, reaper };
+    execute(making, (stdio, links), move || cgroup.out_of_memory()).await
 }

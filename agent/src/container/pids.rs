@@ -43,7 +43,8 @@ impl Holder {
         }
         let hold = reaper.hold();
         let stdio = nothing().tried("open /dev/null")?;
-        let helper = Helper::spawn("pids", Path::new("/"), stdio).tried("execute the helper")?;
+        let mut helper =
+            Helper::spawn("pids", Path::new("/"), stdio).tried("execute the helper")?;
         let pid = helper.pid().await?;
         let exit = reaper.watch(pid);
         drop(hold);

@@ -18,13 +18,13 @@ use nix::unistd::Uid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::container::helper::{Console, Helper, ShellRequest};
-use crate::container::{Cgroup, ContainerError, SpecError, Tried, check_id};
+use crate::container::helper::{Console, ShellRequest};
+use crate::container::{Cgroup, ContainerError, Making, Tried, check_id, execute};
 use crate::host::{Address, Host, connected};
 use crate::init::calls;
 use crate::init::mounts::STATE;
 use crate::init::reaper::Reaper;
-use crate::process::{self, Process, Unborn};
+use crate::process::{self, Process};
 
 /// A larger program is refused: it takes up the guest's memory.
 const PROGRAM_LIMIT: usize = 64 << 20;
@@ -136,25 +136,14 @@ async fn make(
         rows: streams.rows,
         columns: streams.columns,
     };
-    let request = serde_json::to_vec(&request).map_err(SpecError::Json)?;
-    fs::write(directory.join("shell.json"), request).tried("write the request")?;
-    let hold = reaper.hold();
-    let helper = Helper::spawn("shell", directory, stdio).tried("execute the helper")?;
-    let pid = helper.pid().await?;
-    let unborn = Unborn::new(pid);
-    let exit = reaper.watch(pid);
-    drop(hold);
-    helper.executed().await?;
-    let master = console.master(root).tried("receive the terminal")?;
-    links.connected().await.tried("connect the streams")?;
-    let relays = links.relay(master).tried("relay the streams")?;
+    let making = Making { role: "shell", directory, request, console, owner: root, reaper };
     let cgroup = cgroup.clone();
-    unborn.live();
-    Ok(Process::follow(pid, relays, exit, move || {
+    let at_exit = move || {
         // What it has left running holds its streams.
         let _ = cgroup.kill();
         0
-    }))
+    };
+    execute(making, (stdio, links), at_exit).await
 }
 
 /// Writes what comes from `address` into an executable file.

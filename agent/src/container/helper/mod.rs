@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::init::calls;
 
 pub use console::Console;
-pub use spawn::Helper;
+pub use spawn::{Helper, MAKE_LIMIT};
 
 /// What `create` is asked for, beside `config.json` in the same directory.
 #[derive(Debug, Serialize, Deserialize)]

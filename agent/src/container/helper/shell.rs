@@ -36,6 +36,8 @@ fn become_program(directory: &Path, report: &Report) -> Result<std::convert::Inf
         let console = Sender::connect(console).because("terminal")?;
         terminal::open((request.rows, request.columns), &console).because("terminal")?;
     }
+    // A program that nobody hears is not executed.
+    report.await_go()?;
     // From here on every descriptor but the standard streams closes when the program is executed.
     create_syscall().close_range(0).because("close descriptors")?;
     let program = terminated(request.program.as_os_str().as_bytes())?;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -14,15 +15,21 @@ use tokio::io::unix::AsyncFd;
 use crate::container::error::{ContainerError, Tried};
 use crate::container::helper::report::{GO, Message};
 use crate::init::calls;
-use crate::process::Stdio;
+use crate::process::{Stdio, Unborn};
 
 /// Larger than the largest report, whose every byte may be escaped in JSON.
 const PACKET: usize = 32 << 10;
 
-/// A helper at work.
+/// How long the making of a process may take: it waits for the file systems of its container. Shorter than the
+/// host waits for the answer.
+pub const MAKE_LIMIT: Duration = Duration::from_secs(40);
+
+/// A helper at work. One that is dropped before it has told of a process is killed.
 #[derive(Debug)]
 pub struct Helper {
     reports: AsyncFd<OwnedFd>,
+    /// The helper itself, until it has told.
+    process: Option<Unborn>,
 }
 
 impl Helper {
@@ -33,7 +40,7 @@ impl Helper {
         let reports = calls::watch(ours, Interest::READABLE)?;
         // No other spawn can come in between: the agent has one thread and this does not wait.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        Command::new("/proc/self/exe")
+        let child = Command::new("/proc/self/exe")
             .args(["container", role])
             .arg(directory)
             .arg(theirs.as_raw_fd().to_string())
@@ -43,7 +50,7 @@ impl Helper {
             .stdout(stdio.output)
             .stderr(stdio.error)
             .spawn()?;
-        Ok(Self { reports })
+        Ok(Self { reports, process: Some(Unborn::new(child.id().cast_signed())) })
     }
 
     /// The next report; none when all who could report have gone or executed their command.
@@ -61,10 +68,18 @@ impl Helper {
         }
     }
 
-    /// The process that the helper has made.
-    pub async fn pid(&self) -> Result<i32, ContainerError> {
-        match self.message().await.tried("hear the helper")? {
-            Some(Message::Pid(pid)) if pid > 0 => Ok(pid),
+    /// The process that the helper has made, within [`MAKE_LIMIT`].
+    pub async fn pid(&mut self) -> Result<i32, ContainerError> {
+        let message = tokio::time::timeout(MAKE_LIMIT, self.message()).await;
+        let message = message.map_err(|_| ContainerError::late(MAKE_LIMIT))?;
+        match message.tried("hear the helper")? {
+            Some(Message::Pid(pid)) if pid > 0 => {
+                // The helper may be that process.
+                if let Some(process) = self.process.take() {
+                    process.live();
+                }
+                Ok(pid)
+            }
             Some(message) => Err(refusal(message)),
             None => Err(ContainerError::Helper("the helper ended without an answer".to_owned())),
         }
