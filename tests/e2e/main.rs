@@ -21,6 +21,7 @@ mod process;
 mod programs;
 mod shared;
 mod shell;
+mod silent;
 mod stdio;
 mod task;
 mod terminal;
@@ -155,6 +156,7 @@ fn groups() -> Vec<Group> {
     groups.extend(each(50, alone::CASES, BOTH, false));
     groups.extend(each(40, daemon::CASES, BOTH, false));
     groups.extend(each(50, faults::HUSK_CASES, HUSK, false));
+    groups.extend(each(90, silent::HUSK_CASES, HUSK, false));
     groups.extend(each(20, network::HUSK_CASES, HUSK, false));
     groups.extend(each(30, daemon::HUSK_CASES, HUSK, false));
     groups.extend(each(10, alone::HUSK_CASES, HUSK, false));

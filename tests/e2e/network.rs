@@ -359,6 +359,20 @@ fn changed_while_running(runtime: Runtime) -> Result<()> {
     network.ip(&["link", "set", "eth1", "mtu", "1300"])?;
     eventually(task, "ip addr show eth1 | grep -q 10.203.1.1/32")?;
     eventually(task, "grep -q 1300 /sys/class/net/eth1/mtu")?;
+    // The last address lost: the interface stays, and takes the next.
+    network.ip(&["addr", "flush", "dev", "eth1"])?;
+    eventually(task, "! ip addr show eth1 | grep -q inet")?;
+    ensure!(task.shell("cat /sys/class/net/eth1/mtu")? == "1300");
+    let own = format!("{}.9/24", subnet(14, runtime));
+    network.ip(&["addr", "add", &own, "dev", "eth1"])?;
+    eventually(task, "ip addr show eth1 | grep -q 'inet 10'")?;
+    ping(task, "", &format!("{}.1", subnet(14, runtime)))?;
+    // And so it does when it is set down and up.
+    network.ip(&["link", "set", "eth1", "down"])?;
+    eventually(task, "! ip link show eth1 | grep -q ,UP")?;
+    network.ip(&["link", "set", "eth1", "up"])?;
+    eventually(task, "ip link show eth1 | grep -q ,UP")?;
+    ping(task, "", &format!("{}.1", subnet(14, runtime)))?;
     network.ip(&["link", "del", "eth1"])?;
     eventually(task, "[ ! -e /sys/class/net/eth1 ]")?;
     ping(task, "", &format!("{}.1", subnet(ON_A_BRIDGE, runtime)))

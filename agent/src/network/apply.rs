@@ -35,6 +35,8 @@ pub struct WantedInterface {
     pub name: String,
     pub address: Vec<u8>,
     pub mtu: u32,
+    /// Whether it is set down.
+    pub down: bool,
 }
 
 impl State {
@@ -208,11 +210,14 @@ fn set_interface(
         attributes.push(LinkAttribute::IfName(wanted.name.clone()));
     }
     // Name and address of a device that is up cannot be changed.
-    if !attributes.is_empty() {
+    if !attributes.is_empty() || (wanted.down && device.up) {
         netlink.change(set(device.index, Some(false), attributes), 0)?;
     }
     if device.mtu != wanted.mtu {
         netlink.change(set(device.index, None, vec![LinkAttribute::Mtu(wanted.mtu)]), 0)?;
+    }
+    if wanted.down {
+        return Ok(());
     }
     if !device.up || device.name != wanted.name || device.address != wanted.address {
         // Its addresses are told, the link-local one too: it must not make another. Without
@@ -344,6 +349,7 @@ mod tests {
             name: name.to_owned(),
             address: MAC.to_vec(),
             mtu: 1400,
+            down: false,
         }
     }
 
@@ -395,6 +401,33 @@ mod tests {
             let refused = network.bring(netlink, state, vec![Some(made)]).unwrap();
             assert_eq!(refused.len(), 1, "{refused:?}");
             assert!(table().contains("b\t00000000\t0100010A"), "{}", table());
+        });
+    }
+
+    #[test]
+    fn an_interface_that_loses_its_address_or_is_set_down_stays() {
+        with_device(|netlink, made| {
+            let sys = Sysfs::new();
+            let mut network = Network::new(sys.path());
+            let mut state = State { interfaces: vec![wanted("eth0")], ..State::default() };
+            state.addresses = vec![address([10, 1, 0, 2])];
+            network.bring(netlink, state.clone(), vec![Some(made)]).unwrap();
+            let bare = State { addresses: Vec::new(), ..state.clone() };
+            let mut down = state.clone();
+            down.interfaces[0].down = true;
+            for (next, up, connected) in [
+                (bare, true, false),
+                (state.clone(), true, true),
+                (down, false, false),
+                (state, true, true),
+            ] {
+                network.take_away(netlink, &next);
+                let device_now = device(netlink, "eth0");
+                network.bring(netlink, next, vec![Some(device_now)]).unwrap();
+                assert_eq!(device(netlink, "eth0").up, up);
+                assert_eq!(table().contains("eth0\t0000010A"), connected, "{}", table());
+            }
+            assert!(!sys.removed("eth0"));
         });
     }
 

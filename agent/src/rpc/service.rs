@@ -78,6 +78,7 @@ pub fn state(state: NetworkState) -> State {
         name: one.name,
         address: one.address,
         mtu: one.mtu,
+        down: one.down,
     };
     State {
         interfaces: state.interfaces.into_iter().map(interface).collect(),

@@ -298,7 +298,7 @@ impl SandboxNetwork {
         }
         carried.occupied.clear();
         let mut new = Vec::new();
-        for interface in &found.interfaces {
+        for interface in found.interfaces.iter().filter(|one| one.is_ready()) {
             if carried.devices.iter().any(|device| device.interface.index == interface.index) {
                 continue;
             }

@@ -11,7 +11,8 @@ use super::is_tap_name;
 /// What a namespace holds.
 #[derive(Debug)]
 pub struct Found {
-    /// Interfaces that the guest is to have.
+    /// Interfaces that the guest can have. One that has none yet gets one that is ready; what it has, it keeps
+    /// for as long as the interface is there.
     pub interfaces: Vec<Interface>,
     /// Interfaces with an address that it cannot have, and why.
     pub skipped: Vec<(String, &'static str)>,
@@ -32,6 +33,17 @@ pub struct Interface {
     pub address: [u8; 6],
     /// Bytes of its largest packet.
     pub mtu: u32,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Whether it has an address.
+    pub has_address: bool,
+}
+
+impl Interface {
+    /// Whether it is laid out: one that is down, or has no address yet, is looked at again when that changes.
+    pub fn is_ready(&self) -> bool {
+        self.up && self.has_address
+    }
 }
 
 impl Found {
@@ -51,17 +63,13 @@ impl Found {
             });
             let name = name(link).unwrap_or_default();
             let up = link.header.flags.contains(LinkFlags::Up);
-            // One that is down, or has no address yet, is looked at again when that changes.
-            if !has_address
-                || !up
-                || link.header.flags.contains(LinkFlags::Loopback)
-                || is_tap_name(name)
-            {
+            if link.header.flags.contains(LinkFlags::Loopback) || is_tap_name(name) {
                 continue;
             }
             match interface(link, name) {
-                Ok(interface) => interfaces.push(interface),
-                Err(why) => skipped.push((name.to_owned(), why)),
+                Ok(interface) => interfaces.push(Interface { up, has_address, ..interface }),
+                Err(why) if up && has_address => skipped.push((name.to_owned(), why)),
+                Err(_) => {}
             }
         }
         Self { interfaces, skipped, addresses, routes, neighbours, rules }
@@ -89,5 +97,6 @@ fn interface(link: &LinkMessage, name: &str) -> Result<Interface, &'static str> 
         _ => None,
     });
     let mtu = mtu.ok_or("it tells no MTU")?;
-    Ok(Interface { index: link.header.index, name: name.to_owned(), address, mtu })
+    let (index, name) = (link.header.index, name.to_owned());
+    Ok(Interface { index, name, address, mtu, up: false, has_address: false })
 }

@@ -15,7 +15,7 @@ impl Found {
         let links = all("cannot list the interfaces", netlink.link().get().execute()).await?;
         let addresses = all("cannot list the addresses", netlink.address().get().execute()).await?;
         // Most namespaces hold the loopback device alone.
-        if addresses.iter().all(|one| one.header.index == 1) {
+        if links.iter().all(|one| one.header.index == 1) {
             return Ok(Self::of(&links, addresses, Vec::new(), Vec::new(), Vec::new()));
         }
         let neighbours = netlink.neighbours().get().execute();

@@ -47,6 +47,7 @@ impl Found {
             one.name.clone_from(&interface.name);
             one.address = interface.address.to_vec();
             one.mtu = interface.mtu;
+            one.down = !interface.up;
             state.interfaces.push(one);
         }
         state.addresses = self.addresses.iter().filter_map(|one| address(one, &numbers)).collect();

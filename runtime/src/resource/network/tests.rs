@@ -109,6 +109,18 @@ async fn interfaces_are_joined_and_left_as_they_were() {
     assert_eq!((tap.name.clone(), tap.queues.len()), (format!("husk{eth0}"), 2));
     let number = Found::index_of(&namespace, &tap.name).await.unwrap();
     redirect::join(netlink, eth0, number).await.unwrap();
+    // What is carried stays, without an address and down.
+    let addresses = netlink.address().get().set_link_index_filter(eth0).execute();
+    for address in addresses.try_collect::<Vec<_>>().await.unwrap() {
+        netlink.address().del(address).execute().await.unwrap();
+    }
+    let there = |found: &Found| found.interfaces.iter().find(|one| one.index == eth0).cloned();
+    let bare = there(&Found::scan(&namespace).await.unwrap()).unwrap();
+    assert!(bare.up && !bare.has_address && !bare.is_ready());
+    let down = LinkUnspec::new_with_index(eth0).down().build();
+    netlink.link().set(down).execute().await.unwrap();
+    let found = Found::scan(&namespace).await.unwrap();
+    assert!(state(&found).interfaces.iter().any(|one| one.name == "eth0" && one.down));
     // A tap that another sandbox has there is no interface to carry.
     let found = Found::scan(&namespace).await.unwrap();
     assert!(found.interfaces.iter().all(|one| one.index != number));
