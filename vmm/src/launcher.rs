@@ -116,7 +116,7 @@ pub fn boot(options: &BootOptions) -> Result<()> {
     let mut machine = role("machine", theirs)?;
     let requests = [
         MachineRequest::Boot(Box::new(config)),
-        MachineRequest::Listen { port: AGENT_PORT, once: false },
+        MachineRequest::Listen { port: AGENT_PORT },
     ];
     for (id, request) in (1..).zip(requests) {
         let with = if id == 1 { &borrowed[..] } else { &[] };

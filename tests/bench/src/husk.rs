@@ -42,7 +42,7 @@ pub fn boot(arguments: &Arguments) -> Result<Boot> {
         network: Vec::new(),
     };
     send(&ours, &Request { id: 1, request: MachineRequest::Boot(Box::new(config)) }, &descriptors)?;
-    ask(&ours, 2, MachineRequest::Listen { port: AGENT_PORT, once: true })?;
+    ask(&ours, 2, MachineRequest::Listen { port: AGENT_PORT })?;
 
     let connection = loop {
         let mut packet =

@@ -68,7 +68,7 @@ impl Guest {
         let bus = Arc::new(PciBus::new(WINDOW, WINDOW_SIZE).expect("a bus"));
         let streams = Streams::default();
         let vsock = Arc::new(Mutex::new(parts::vsock(streams.clone())));
-        vsock.lock().expect("a lock").listen(1024, Listener::pairs(false));
+        vsock.lock().expect("a lock").listen(1024, Listener::pairs());
         let (fs, files) = parts::fs();
         let mem = Arc::new(Mutex::new(parts::mem(&memory)));
         let (net, wire) = parts::net();

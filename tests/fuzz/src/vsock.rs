@@ -102,7 +102,7 @@ impl Guest {
         let activation =
             Activation { memory: self.memory.clone().into(), features: 1 << 32, queues };
         vsock.activate(activation).expect("an active device");
-        vsock.listen(1024, Listener::pairs(false));
+        vsock.listen(1024, Listener::pairs());
         let (ours, _) = UnixStream::pair().expect("a pair");
         vsock.listen(1025, Listener::over(ours.into(), Some(7)));
     }

@@ -27,8 +27,6 @@ pub enum MachineRequest {
     Listen {
         /// The host port.
         port: u32,
-        /// Stop listening after the first connection.
-        once: bool,
     },
     /// Take the guest's next connection to this host port, once, over the stream socket that comes
     /// along. [`Event::Connection`] then carries no descriptor: the shim's end is its own, and no

@@ -116,8 +116,8 @@ impl ControlHandler {
         let done = |()| Reply::Done;
         Some(match request {
             MachineRequest::Boot(_) => Err("the machine has been booted already".to_owned()),
-            MachineRequest::Listen { port, once } => {
-                self.machine.vsock().listen(port, Listener::pairs(once));
+            MachineRequest::Listen { port } => {
+                self.machine.vsock().listen(port, Listener::pairs());
                 Ok(Reply::Done)
             }
             MachineRequest::Accept { port, from, stream } => {

@@ -107,8 +107,8 @@ fn first_request(control: &Control, vsock: &Mutex<Vsock>) -> Result<Option<Boot>
                 let config = BootConfig::clone(config);
                 return Ok(Some(Boot { id, packet, config }));
             }
-            MachineRequest::Listen { port, once } => {
-                vsock.listen(*port, Listener::pairs(*once));
+            MachineRequest::Listen { port } => {
+                vsock.listen(*port, Listener::pairs());
                 Ok(Reply::Done)
             }
             &MachineRequest::Accept { port, from, stream } => {

@@ -61,7 +61,7 @@ fn pauses_resumes_and_counts() {
     let mut machine = Machine::new();
     let early = machine.ask(MachineRequest::Pause).unwrap_err();
     assert!(early.contains("not been booted yet"), "{early}");
-    let listen = MachineRequest::Listen { port: 1, once: true };
+    let listen = MachineRequest::Listen { port: 1 };
     assert_eq!(machine.ask(listen), Ok(Reply::Done));
     assert_eq!(machine.boot(&kvm, &kernel(&code), None, |_| ()), Ok(Reply::Done));
     let exits = |machine: &mut Machine| match machine.ask(MachineRequest::Metrics) {

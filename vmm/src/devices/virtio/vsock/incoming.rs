@@ -187,12 +187,9 @@ impl Mux {
                 socket::widen(&ours);
                 Some((ours, None))
             }
-            end => {
-                let pair = socket::pair();
-                if pair.is_err() || matches!(end, HostEnd::Every) {
-                    self.listeners.insert(port, Listener { from, end });
-                }
-                pair.ok().map(|(ours, theirs)| (ours, Some(theirs)))
+            HostEnd::Every => {
+                self.listeners.insert(port, Listener { from, end: HostEnd::Every });
+                socket::pair().ok().map(|(ours, theirs)| (ours, Some(theirs)))
             }
         }
     }

@@ -45,16 +45,14 @@ pub struct Listener {
 pub enum HostEnd {
     /// A pair is made for each connection.
     Every,
-    /// A pair is made for one connection, which closes the port.
-    Once,
     /// One connection is joined to this socket, which closes the port.
     Over(OwnedFd),
 }
 
 impl Listener {
-    /// A port that any connection opens, with a pair for each: for `once` or all that come.
-    pub fn pairs(once: bool) -> Self {
-        Self { from: None, end: if once { HostEnd::Once } else { HostEnd::Every } }
+    /// A port for all connections that come, with a pair for each.
+    pub fn pairs() -> Self {
+        Self { from: None, end: HostEnd::Every }
     }
 
     /// A port for one connection, from the guest's port `from`, that is joined to `stream`.

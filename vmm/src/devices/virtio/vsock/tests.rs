@@ -208,7 +208,7 @@ fn only_open_ports_can_be_reached_and_once_means_once() {
     let _stream = guest.open(7, 1024);
     guest.send(&Guest::header(op::REQUEST, 8, 1024), &[]);
     guest.expect(op::RST);
-    guest.vsock.lock().unwrap().listen(9, Listener::pairs(false));
+    guest.vsock.lock().unwrap().listen(9, Listener::pairs());
     for port in 100..103 {
         guest.send(&Guest::header(op::REQUEST, port, 9), &[]);
         guest.expect(op::RESPONSE);
@@ -588,7 +588,7 @@ fn hostile_packets_do_no_harm() {
 #[test]
 fn bad_receive_buffers_are_passed_over() {
     let mut guest = Guest::without_buffers();
-    guest.vsock.lock().unwrap().listen(1024, Listener::pairs(true));
+    guest.vsock.lock().unwrap().listen(1024, Listener::pairs());
     guest.send(&Guest::header(op::REQUEST, 7, 1024), &[]);
     guest.rx.offer(&[], &[(RX_AREA, 10)]);
     guest.rx.offer(&[(RX_AREA, 100)], &[]);
@@ -722,7 +722,7 @@ proptest! {
     fn any_traffic_is_survived(deeds in prop::collection::vec(deed(), 1..120)) {
         let mut guest = Guest::new();
         for port in 0..2 {
-            guest.vsock.lock().unwrap().listen(port, Listener::pairs(false));
+            guest.vsock.lock().unwrap().listen(port, Listener::pairs());
         }
         let mut hosts: Vec<UnixStream> = Vec::new();
         for deed in deeds {
