@@ -114,10 +114,8 @@ pub fn boot(options: &BootOptions) -> Result<()> {
     let (ours, theirs) = socket_pair()?;
     let start = Instant::now();
     let mut machine = role("machine", theirs)?;
-    let requests = [
-        MachineRequest::Boot(Box::new(config)),
-        MachineRequest::Listen { port: AGENT_PORT },
-    ];
+    let requests =
+        [MachineRequest::Boot(Box::new(config)), MachineRequest::Listen { port: AGENT_PORT }];
     for (id, request) in (1..).zip(requests) {
         let with = if id == 1 { &borrowed[..] } else { &[] };
         send(&ours, &Request { id, request }, with)?;
