@@ -75,9 +75,27 @@ impl Drop for HostCgroup {
     fn drop(&mut self) {
         for Hierarchy { path, home, .. } in &self.hierarchies {
             let _ = std::fs::write(home.join("cgroup.procs"), "0");
+            if std::fs::remove_dir(path).is_ok() {
+                continue;
+            }
+            // One that the kernel does not let go of, though it was killed, keeps no pod from being removed.
+            let listed = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            for child in listed.lines().filter(|pid| is_child(pid)) {
+                let _ = std::fs::write(home.join("cgroup.procs"), child);
+            }
             let _ = std::fs::remove_dir(path);
         }
     }
+}
+
+/// Whether the process `pid` is a child of this one: others may be in the cgroup, whose name is a client's.
+fn is_child(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+    let parent = stat.ok().and_then(|stat| {
+        // The program's name, which may contain anything, is in parentheses.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    });
+    parent == Some(std::process::id())
 }
 
 /// Removes the cgroup in `folder` after its sandbox's shim: the machine and the file server end when
@@ -161,6 +179,17 @@ fn plain(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_are_told_from_strangers() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(is_child(&child.id().to_string()));
+        assert!(!is_child("1") && !is_child(&std::process::id().to_string()));
+        child.kill().unwrap();
+        assert!(is_child(&child.id().to_string()), "until it is reaped");
+        child.wait().unwrap();
+        assert!(!is_child("") && !is_child(&child.id().to_string()));
+    }
 
     #[test]
     fn names_of_both_drivers_are_understood() {
