@@ -244,6 +244,10 @@ impl World {
     }
 
     fn change(&mut self, choice: usize, name: &'static str) {
+        let (folder, last) = Self::split(name);
+        if let Some(folder) = self.any_folder(folder) {
+            self.look_first(folder, last);
+        }
         let Some(node) = self.node(name) else { return };
         let path = self.plain(name);
         let value = u32::try_from(self.draw(0o777)).unwrap();

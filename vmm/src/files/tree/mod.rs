@@ -195,7 +195,7 @@ impl Tree {
     fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
         let file = Arc::clone(&handle.file);
         let number = self.handles.insert(handle)?;
-        let known = self.nodes.opened(node.number, &file);
+        let known = self.nodes.opened(node, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
 

@@ -1,13 +1,12 @@
 //! Names that the guest removes and renames: nodes follow them.
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
 use super::node::{Node, Nodes};
 use super::system::Status;
-use super::table::{Place, Table};
+use super::table::{Opened, Place, Table};
 
 /// What a name was before it is removed or renamed.
 #[derive(Debug)]
@@ -42,9 +41,9 @@ impl Nodes {
         table.take(&before.place, descriptor, unlinked);
     }
 
-    fn to_pin(&self, table: &Table, before: &Before) -> Option<Arc<File>> {
+    fn to_pin(&self, table: &Table, before: &Before) -> Option<Opened> {
         let node = before.node.as_ref()?;
-        (table.pinned() < self.limits.pinned).then(|| Arc::clone(&node.file))
+        (table.pinned() < self.limits.pinned).then(|| node.opened())
     }
 
     /// Renames by `rename`, and follows it.

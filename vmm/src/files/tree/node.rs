@@ -20,7 +20,7 @@ use super::credentials::permitted;
 use super::hold::Held;
 use super::identity::{Domain, Identity};
 use super::system::{Status, open_path};
-use super::table::{Found, Known, Spot, Table};
+use super::table::{Found, Known, Opened, Spot, Table};
 use super::watcher::Watcher;
 
 /// How often a lookup begins anew because others changed what it found.
@@ -46,6 +46,8 @@ pub struct Node {
     pub number: u64,
     /// A descriptor, `O_PATH` or one that was opened for the content.
     pub file: Arc<File>,
+    /// Whether the host refuses to write by the mount that `file` was opened on.
+    read_only: bool,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
     /// The mount that it was found on; of several one that the host lets write to.
@@ -59,10 +61,11 @@ pub struct Node {
 }
 
 impl Node {
-    fn of(number: u64, known: &Known, file: Arc<File>) -> Self {
+    fn of(number: u64, known: &Known, (file, read_only): Opened) -> Self {
         Self {
             number,
             file,
+            read_only,
             domain: Arc::clone(&known.domain),
             mount: known.mount,
             realm: known.realm,
@@ -74,6 +77,11 @@ impl Node {
     /// A folder or a regular file: what may be opened for its content.
     pub fn may_be_opened(&self) -> bool {
         matches!(self.kind, libc::S_IFREG | libc::S_IFDIR)
+    }
+
+    /// Returns the descriptor.
+    pub fn opened(&self) -> Opened {
+        (Arc::clone(&self.file), self.read_only)
     }
 
     /// Whether it is a regular file.
@@ -175,14 +183,15 @@ impl Nodes {
         let path = {
             let table = self.table();
             let known = table.get(number).ok_or_else(stale)?;
-            match known.path() {
-                Some(file) => Node::of(number, known, file),
-                None if known.is_spread && !any => return Ok(None),
-                None => {
-                    let file = known.descriptor();
-                    return Ok(file.map(|file| Node::of(number, known, file)));
-                }
+            let path = known.path();
+            let found = if any { known.descriptor() } else { known.full_descriptor() };
+            let Some(found) = found else { return Ok(None) };
+            let is_path = path.is_some_and(|(path, _)| Arc::ptr_eq(&path, &found.0));
+            let node = Node::of(number, known, found);
+            if !is_path {
+                return Ok(Some(node));
             }
+            node
         };
         self.keep(&path);
         Ok(Some(path))
@@ -198,11 +207,11 @@ impl Nodes {
             return node;
         }
         let mut files = spots.into_iter().filter(|spot| spot.mount == mount).map(|spot| {
-            let (folder, name) = spot.place;
-            self.folder(folder).and_then(|folder| self.open_step(&folder, &name, node.number))
+            let folder = self.folder(spot.place.0)?;
+            self.open_step(&folder, &spot, node.number)
         });
         match files.find_map(Result::ok) {
-            Some(file) => Node { file, ..node },
+            Some((file, read_only)) => Node { file, read_only, ..node },
             None => node,
         }
     }
@@ -218,8 +227,9 @@ impl Nodes {
     fn walk(&self, number: u64) -> io::Result<Node> {
         let spots = self.table().get(number).ok_or_else(stale)?.places.clone();
         let mut result = Err(stale());
-        for (folder, name) in spots.into_iter().map(|spot| spot.place) {
-            result = self.folder(folder).and_then(|folder| self.step(&folder, &name, number));
+        for spot in spots {
+            let folder = self.folder(spot.place.0);
+            result = folder.and_then(|folder| self.step(&folder, &spot, number));
             if result.is_ok() {
                 break;
             }
@@ -240,34 +250,33 @@ impl Nodes {
                 break node;
             }
             let table = self.table();
-            let (above, name) =
-                &table.get(at).and_then(|known| known.places.first()).ok_or_else(stale)?.place;
+            let spot = table.get(at).and_then(|known| known.places.first()).ok_or_else(stale)?;
             // Longer than all nodes is a circle, of moves on the host that were seen in another order.
             if way.len() > table.len() {
                 return Err(stale());
             }
-            way.push((at, Arc::clone(name)));
-            at = *above;
+            way.push((at, spot.clone()));
+            at = spot.place.0;
         };
-        for (number, name) in way.into_iter().rev() {
-            node = self.step(&node, &name, number)?;
+        for (number, spot) in way.into_iter().rev() {
+            node = self.step(&node, &spot, number)?;
         }
         Ok(node)
     }
 
     /// Opens one name, which must lead to the node that it led to before.
-    fn step(&self, folder: &Node, name: &CStr, number: u64) -> io::Result<Node> {
-        self.reached(number, &self.open_step(folder, name, number)?)
+    fn step(&self, folder: &Node, spot: &Spot, number: u64) -> io::Result<Node> {
+        self.reached(number, &self.open_step(folder, spot, number)?)
     }
 
-    fn open_step(&self, folder: &Node, name: &CStr, number: u64) -> io::Result<Arc<File>> {
-        let path = Arc::new(self.open_path(&folder.file, name)?);
+    fn open_step(&self, folder: &Node, spot: &Spot, number: u64) -> io::Result<Opened> {
+        let path = Arc::new(self.open_path(&folder.file, &spot.place.1)?);
         let identity = Identity::of(&Status::of(&path)?);
         let same = self.table().get(number).ok_or_else(stale)?.identity == identity;
         if !same && !self.is_still(number, &identity, &path)? {
             return Err(stale());
         }
-        Ok(path)
+        Ok((path, spot.read_only))
     }
 
     /// Whether what looks different is the node all the same: just copied up.
@@ -281,7 +290,7 @@ impl Nodes {
             || before.kind() == now.kind()
                 // The same directory mounted again is another.
                 && before.mount() == now.mount()
-                && descriptor.is_some_and(|file| self.watcher.same_inode(&file, path).unwrap_or(false));
+                && descriptor.is_some_and(|(file, _)| self.watcher.same_inode(&file, path).unwrap_or(false));
         if same {
             self.change().changed(number, *now);
         }
@@ -289,19 +298,20 @@ impl Nodes {
     }
 
     /// Notes the node's `O_PATH` descriptor, and keeps it as long as it is used.
-    fn reached(&self, number: u64, file: &Arc<File>) -> io::Result<Node> {
+    fn reached(&self, number: u64, path: &Opened) -> io::Result<Node> {
         let node = {
             let table = self.table();
             let known = table.get(number).ok_or_else(stale)?;
-            Node::of(number, known, known.reached(file))
+            Node::of(number, known, known.reached(path))
         };
         self.keep(&node);
         Ok(node)
     }
 
     /// Notes a descriptor that was opened for the content, and is somebody else's.
-    pub fn opened(&self, number: u64, file: &Arc<File>) -> io::Result<()> {
-        self.table().get(number).ok_or_else(stale)?.opened(file);
+    pub fn opened(&self, node: &Node, file: &Arc<File>) -> io::Result<()> {
+        let opened = (Arc::clone(file), node.read_only);
+        self.table().get(node.number).ok_or_else(stale)?.opened(&opened);
         Ok(())
     }
 
@@ -362,7 +372,7 @@ impl Nodes {
         border: Border,
     ) -> io::Result<Node> {
         let identity = Identity::of(status);
-        let path = Arc::new(path);
+        let path = (Arc::new(path), spot.is_some_and(|spot| spot.read_only));
         // A mount's root is found in one place.
         let own = border != Border::None || status.is_folder() && status.mount != folder.mount;
         let within = (!own).then(|| (folder.domain.number(), folder.realm));
@@ -398,10 +408,10 @@ impl Nodes {
             drop(table);
             // Compared without the lock, and looked for again.
             match found {
-                Found::Changed(number) if self.is_still(number, &identity, &path)? => {}
+                Found::Changed(number) if self.is_still(number, &identity, &path.0)? => {}
                 Found::Changed(number) => gone = Some(number),
                 Found::Like(number) => {
-                    verdict = Some((number, self.compare(number, &identity, &path, alone)));
+                    verdict = Some((number, self.compare(number, &identity, &path.0, alone)));
                 }
                 Found::Same(_) | Found::New => {}
             }
@@ -427,7 +437,7 @@ impl Nodes {
         mut table: RwLockWriteGuard<'_, Table>,
         spot: Option<&Spot>,
         folder: &Node,
-        (path, status): (Arc<File>, &Status),
+        (path, status): (Opened, &Status),
         border: Border,
         parted: bool,
     ) -> io::Result<Node> {

@@ -31,6 +31,9 @@ pub struct Spot {
     pub is_root: bool,
 }
 
+/// A descriptor, and whether the host refuses to write by the mount that it was opened on.
+pub type Opened = (Arc<File>, bool);
+
 /// Domain, realm of a directory (0 for other files) and identity: the same for all names that may be one
 /// node.
 type Key = (u64, u64, Identity);
@@ -64,11 +67,11 @@ pub struct Known {
     /// What the guest's kernel may have in its cache.
     pub cached: Cached,
     /// The `O_PATH` descriptor of the file, as long as somebody else holds it.
-    path: Mutex<Weak<File>>,
+    path: Mutex<(Weak<File>, bool)>,
     /// Descriptors that were opened for the content, as long as somebody else holds them.
-    open: Mutex<Vec<Weak<File>>>,
+    open: Mutex<Vec<(Weak<File>, bool)>>,
     /// A descriptor that is kept because the file has lost its last place.
-    pinned: Option<Arc<File>>,
+    pinned: Option<Opened>,
 }
 
 /// Nodes of one identity in one domain.
@@ -122,37 +125,61 @@ impl Known {
     }
 
     /// Remembers the `O_PATH` descriptor of the file for as long as somebody holds it. Returns the
-    /// one that is remembered, which is another if there was one.
-    pub fn reached(&self, file: &Arc<File>) -> Arc<File> {
+    /// one that is remembered, which is another if there was one that serves for as much.
+    pub fn reached(&self, (file, read_only): &Opened) -> Opened {
         // No holder of the lock can panic half way, so poison means nothing; and so below.
         let mut path = self.path.lock().unwrap_or_else(PoisonError::into_inner);
-        path.upgrade().unwrap_or_else(|| {
-            *path = Arc::downgrade(file);
-            Arc::clone(file)
-        })
+        let before = path.0.upgrade().map(|before| (before, path.1));
+        match before {
+            Some(before) if !before.1 || *read_only => before,
+            // The next one to look is to find a place that can be written to.
+            None if *read_only && self.is_writable() => (Arc::clone(file), true),
+            _ => {
+                *path = (Arc::downgrade(file), *read_only);
+                (Arc::clone(file), *read_only)
+            }
+        }
     }
 
     /// Remembers a descriptor that was opened for the content for as long as somebody holds it.
-    pub fn opened(&self, file: &Arc<File>) {
+    pub fn opened(&self, (file, read_only): &Opened) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() == open.capacity() {
-            open.retain(|file| file.strong_count() != 0);
+            open.retain(|(file, _)| file.strong_count() != 0);
         }
-        open.push(Arc::downgrade(file));
+        open.push((Arc::downgrade(file), *read_only));
     }
 
     /// Returns the `O_PATH` descriptor, if it is open.
-    pub fn path(&self) -> Option<Arc<File>> {
-        self.path.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    pub fn path(&self) -> Option<Opened> {
+        let path = self.path.lock().unwrap_or_else(PoisonError::into_inner);
+        path.0.upgrade().map(|file| (file, path.1))
     }
 
     /// Returns any descriptor of the file that is open.
-    pub fn descriptor(&self) -> Option<Arc<File>> {
+    pub fn descriptor(&self) -> Option<Opened> {
+        self.descriptor_that(|_| true)
+    }
+
+    /// Returns a descriptor of the file that is open, and can be written by if a place of the file can.
+    pub fn full_descriptor(&self) -> Option<Opened> {
+        self.descriptor_that(|read_only| !read_only || !self.is_writable())
+    }
+
+    fn descriptor_that(&self, fits: impl Fn(bool) -> bool) -> Option<Opened> {
+        let fitting = |opened: &Opened| fits(opened.1);
         let open = || {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.iter().find_map(Weak::upgrade)
+            let mut open = open.iter().filter(|(_, read_only)| fits(*read_only));
+            open.find_map(|(file, read_only)| Some((file.upgrade()?, *read_only)))
         };
-        self.path().or_else(|| self.pinned.clone()).or_else(open)
+        let pinned = || self.pinned.clone().filter(fitting);
+        self.path().filter(fitting).or_else(pinned).or_else(open)
+    }
+
+    /// Whether there is a place where it can be written to.
+    fn is_writable(&self) -> bool {
+        self.places.first().is_some_and(|spot| !spot.read_only)
     }
 
     /// Whether it is a file that is mounted.
@@ -185,10 +212,6 @@ impl Known {
 
     fn add_place(&mut self, spot: Spot) {
         let at = self.places.iter().position(|other| other.read_only && !spot.read_only);
-        if at == Some(0) {
-            // What is read-only is not to be used any more.
-            *self.path.get_mut().unwrap_or_else(PoisonError::into_inner) = Weak::new();
-        }
         self.is_spread |= spot.mount != self.mount;
         self.places.insert(at.unwrap_or(self.places.len()), spot);
         self.follow_places();
@@ -208,7 +231,7 @@ impl Table {
     /// Only the root, which is never forgotten.
     pub fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, root: Arc<File>) -> Self {
         let mut known = Known::new((identity, mount), domain, ROOT);
-        known.pinned = Some(root);
+        known.pinned = Some((root, false));
         let identities = HashMap::from([(known.key(), Sharing::One(ROOT))]);
         let known = HashMap::from([(ROOT, known)]);
         Self { known, places: HashMap::new(), identities, next: ROOT + 1, pinned: 0 }
@@ -320,7 +343,7 @@ impl Table {
 
     /// Notes that nothing is at `place` any more. If the node that was has no other place, or `unlinked`
     /// says that the file has no name left, `descriptor` is kept for it.
-    pub fn take(&mut self, place: &Place, descriptor: Option<Arc<File>>, unlinked: bool) {
+    pub fn take(&mut self, place: &Place, descriptor: Option<Opened>, unlinked: bool) {
         let Some(number) = self.places.remove(place) else { return };
         if let Some(known) = self.known.get_mut(&number) {
             known.remove_place(place);
@@ -340,13 +363,7 @@ impl Table {
 
     /// Follows a rename of what was known at `from`, and perhaps at `to`, before it. `over` is kept for
     /// what was at `to`, as by [`Table::take`].
-    pub fn moved(
-        &mut self,
-        from: Place,
-        to: Place,
-        exchanged: bool,
-        over: (Option<Arc<File>>, bool),
-    ) {
+    pub fn moved(&mut self, from: Place, to: Place, exchanged: bool, over: (Option<Opened>, bool)) {
         let (mover, other) = (self.spot_at(&from), self.spot_at(&to));
         let number = |found: &Option<(u64, Spot)>| found.as_ref().map(|(number, _)| *number);
         // Names of one file: the host has done nothing.
