@@ -343,6 +343,9 @@ fn volumes_that_overlap(runtime: Runtime) -> Result<()> {
     let pod = POD.of(runtime)?;
     let [whole, image] = ["whole", "image"].map(|name| pod.folder.path().join(name));
     let part = whole.join("part");
+    std::fs::create_dir(&whole)?;
+    // A mount that hands on that one beneath it has gone, to whoever has a copy.
+    let _outer = Mounted::tmpfs(whole.clone())?;
     for folder in [&part, &whole.join("disk")] {
         std::fs::create_dir_all(folder)?;
     }
