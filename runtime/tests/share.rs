@@ -161,8 +161,14 @@ fn a_guest_cannot_move_what_the_shim_mounts() {
                     while !ended.load(Ordering::Relaxed) {
                         // In its own files it succeeds: that is no wonder, and no harm.
                         let outer = AtomicUsize::new(0);
-                        for folder in &FOLDERS[..3] {
-                            attack(&root, folder, &host.canary, &outer);
+                        let groups = std::fs::read_dir(share.path().join(".volumes")).unwrap();
+                        let groups =
+                            groups.filter_map(|group| group.ok()?.file_name().into_string().ok());
+                        let groups = groups.map(|group| format!(".volumes/{group}"));
+                        for folder in
+                            FOLDERS[..3].iter().map(|&folder| folder.to_owned()).chain(groups)
+                        {
+                            attack(&root, &folder, &host.canary, &outer);
                         }
                         assert_eq!(outer.into_inner(), 0, "the guest has changed the tree");
                         attack(&root, FOLDERS[3], &host.canary, &successes);

@@ -33,6 +33,7 @@ pub const CASES: &[Case] = &[
     ("mounts::flags", flags),
     ("mounts::null_over_a_file", null_over_a_file),
     ("mounts::one_source_twice", one_source_twice),
+    ("mounts::one_file_in_several_volumes", one_file_in_several_volumes),
     ("mounts::on_a_tmpfs", on_a_tmpfs),
 ];
 
@@ -81,6 +82,9 @@ const ONE_SOURCE_TWICE: Part = Part::new(
      ln /rw/file /rw/other && stat -c %h /ro/other; mv /rw/file /ro/moved 2>/dev/null || echo refused",
 );
 
+const ONE_FILE_IN_SEVERAL_VOLUMES: Part =
+    Part::new("one_file_in_several_volumes", "/probe volumes /whole /part /again /one-file 2>&1");
+
 /// A container with folders and files of the host's.
 pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     let folder = tempfile::tempdir()?;
@@ -90,6 +94,8 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     {
         fs::create_dir(at(name))?;
     }
+    fs::create_dir_all(at("whole/part"))?;
+    fs::write(at("whole/part/file"), "")?;
     fs::write(at("folder/from-host"), "host\n")?;
     fs::write(at("kept/from-host"), "host\n")?;
     fs::write(at("given"), "127.0.0.9 host\n")?;
@@ -113,8 +119,10 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
             FLAGS,
             NULL_OVER_A_FILE,
             ONE_SOURCE_TWICE,
+            ONE_FILE_IN_SEVERAL_VOLUMES,
         ]),
-    );
+    )
+    .with_probe()?;
     for (source, target, options) in [
         ("folder", "/data", "rbind:rw"),
         ("kept", "/kept", "rbind:ro"),
@@ -129,6 +137,10 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
         ("flags", "/flags", "rbind:rw:nosuid:nodev:noexec"),
         ("twice", "/rw", "rbind:rw"),
         ("twice", "/ro", "rbind:ro"),
+        ("whole", "/again", "rbind:ro"),
+        ("whole", "/whole", "rbind:rw"),
+        ("whole/part", "/part", "rbind:rw"),
+        ("whole/part/file", "/one-file", "bind:rw"),
     ] {
         run = run.flag("--mount").flag(bind(&at(source), target, options));
     }
@@ -393,6 +405,19 @@ impl Mounted {
         mount(none, &mounted.0, none, MsFlags::MS_SHARED, none)?;
         Ok(mounted)
     }
+
+    /// Mounts a new ext4 in the file `image`.
+    pub fn ext4(image: &std::path::Path, path: std::path::PathBuf) -> Result<Self> {
+        use std::process::Command;
+        fs::File::create(image)?.set_len(16 << 20)?;
+        for command in [
+            Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image),
+            Command::new("mount").args(["-o", "loop"]).arg(image).arg(&path),
+        ] {
+            ensure!(command.status()?.success(), "{command:?}");
+        }
+        Ok(Self(path))
+    }
 }
 
 impl Drop for Mounted {
@@ -424,6 +449,14 @@ fn one_source_twice(runtime: Runtime) -> Result<()> {
     let wanted = "text\ntouch: /ro/file: Read-only file system\n2\nrefused";
     bound.says(ONE_SOURCE_TWICE, 0, wanted)?;
     ensure!(fs::read_to_string(bound.at("twice/other"))? == "text\n");
+    Ok(())
+}
+
+/// A folder, its subfolder, the folder again, and a file of it.
+fn one_file_in_several_volumes(runtime: Runtime) -> Result<()> {
+    let bound = BOUND.of(runtime)?;
+    bound.says(ONE_FILE_IN_SEVERAL_VOLUMES, 0, "volumes")?;
+    ensure!(fs::metadata(bound.at("whole/part/file"))?.len() == 103);
     Ok(())
 }
 

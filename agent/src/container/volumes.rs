@@ -1,11 +1,12 @@
 //! Volumes that containers share.
 //!
-//! A volume is a mount of its own in the share, which the kernel makes when a path first leads into
-//! it, anew in each mount namespace. Made before in the agent's, from which containers' are cloned,
-//! it is the same for all of them: then they share its sockets, locks and pages. The last one to go
-//! takes it away, or the host could not unmount what lies under it.
+//! The volumes on one device of the host's are in one mount in the share; others are mounts of their own.
+//! The kernel makes such a mount when a path first leads into it, anew in each mount namespace. Made before
+//! in the agent's, from which containers' are cloned, it is the same for all of them: then they share its
+//! sockets, locks and pages. With its last volume the mount is taken away, or the host could not unmount
+//! what lies under it; with another one the kernel lets go of what it remembers.
 //!
-//! Either step asks the host's file system, which may never answer. So both run in threads, under no lock:
+//! Each step asks the host's file system, which may never answer. So all run in threads, under no lock:
 //!
 //! ```text
 //!   (unknown) ──held──▶ in use ──last one goes──▶ being unmounted ──▶ (unknown)
@@ -24,6 +25,8 @@ use std::time::Duration;
 use husk_agent_protocols::SHARE_PATH;
 use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
+use rustix::fs::CWD;
+use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fspick};
 use tokio::sync::Notify;
 
 use crate::apart::{alongside, within};
@@ -34,20 +37,35 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(15);
 /// How long the end of a container waits for them to be unmounted.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(3);
 
+/// Names from the share to a volume that is a mount of its own; one that is in a mount with others has one
+/// more.
+const DEPTH: usize = 2;
+
 /// The volumes of all containers.
 #[derive(Debug, Default)]
 pub struct Volumes {
-    known: Mutex<HashMap<PathBuf, Volume>>,
+    mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Notified when one has been unmounted.
     unmounted: Notify,
 }
 
+/// A mount that has volumes.
 #[derive(Debug, Default)]
-struct Volume {
-    holders: usize,
-    /// Whether it may be mounted: a file is not.
+struct Mount {
+    /// How many containers have each volume.
+    volumes: HashMap<PathBuf, usize>,
+    /// Whether it may be mounted: a file that is in no mount with others is not.
     mounted: bool,
     unmounting: bool,
+}
+
+/// What is to be done for a mount when a volume is let go.
+#[derive(Debug, PartialEq, Eq)]
+enum Release {
+    Nothing,
+    /// The volume has gone, others in the mount have not.
+    Shrink,
+    Unmount,
 }
 
 /// A container's volumes, for as long as this lives.
@@ -72,11 +90,9 @@ impl Volumes {
     ) -> io::Result<HeldVolumes> {
         let held = HeldVolumes { volumes: Arc::clone(self), paths };
         {
-            let mut known = self.known();
+            let mut mounts = self.mounts();
             for path in &held.paths {
-                let volume = known.entry(path.clone()).or_default();
-                volume.holders += 1;
-                volume.mounted = true;
+                mounts.entry(mount_of(path).to_owned()).or_default().add(path);
             }
         }
         if held.paths.is_empty() {
@@ -88,13 +104,13 @@ impl Volumes {
             alongside(move || paths.into_iter().filter(|path| !enter(path)).collect()).await
         };
         let others: Vec<_> = within(limit, mounting).await?;
-        let mut known = self.known();
+        let mut mounts = self.mounts();
         for path in others {
-            if let Some(volume) = known.get_mut(&path) {
-                volume.mounted = false;
+            if let Some(mount) = mounts.get_mut(&path) {
+                mount.mounted = false;
             }
         }
-        drop(known);
+        drop(mounts);
         Ok(held)
     }
 
@@ -102,7 +118,9 @@ impl Volumes {
     async fn until_unmounted(&self, paths: &BTreeSet<PathBuf>) {
         loop {
             let unmounted = self.unmounted.notified();
-            let busy = |path: &PathBuf| self.known().get(path).is_some_and(|one| one.unmounting);
+            let busy = |path: &PathBuf| {
+                self.mounts().get(mount_of(path)).is_some_and(|one| one.unmounting)
+            };
             if !paths.iter().any(busy) {
                 return;
             }
@@ -110,8 +128,8 @@ impl Volumes {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<PathBuf, Volume>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mounts(&self) -> MutexGuard<'_, HashMap<PathBuf, Mount>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Unmounts `path`, which nobody holds, and forgets it.
@@ -119,14 +137,14 @@ impl Volumes {
         let target = path.clone();
         // EINVAL: it is a file, which is no mount. And without a thread it stays mounted.
         let _ = alongside(move || umount2(&target, MntFlags::MNT_DETACH)).await;
-        let mut known = self.known();
-        if let Some(volume) = known.get_mut(&path) {
-            volume.unmounting = false;
-            if volume.holders == 0 {
-                known.remove(&path);
+        let mut mounts = self.mounts();
+        if let Some(mount) = mounts.get_mut(&path) {
+            mount.unmounting = false;
+            if mount.volumes.is_empty() {
+                mounts.remove(&path);
             }
         }
-        drop(known);
+        drop(mounts);
         self.unmounted.notify_waiters();
     }
 }
@@ -136,6 +154,35 @@ impl Volumes {
 fn enter(path: &Path) -> bool {
     let flags = libc::O_DIRECTORY | libc::O_PATH;
     File::options().read(true).custom_flags(flags).open(path).is_ok()
+}
+
+impl Mount {
+    fn add(&mut self, volume: &Path) {
+        *self.volumes.entry(volume.to_owned()).or_default() += 1;
+        self.mounted = true;
+    }
+
+    fn remove(&mut self, volume: &Path) -> Release {
+        let Some(holders) = self.volumes.get_mut(volume) else { return Release::Nothing };
+        *holders -= 1;
+        if *holders > 0 {
+            return Release::Nothing;
+        }
+        self.volumes.remove(volume);
+        if self.volumes.is_empty() { Release::Unmount } else { Release::Shrink }
+    }
+}
+
+/// Returns where the mount is that has the volume.
+fn mount_of(volume: &Path) -> &Path {
+    let below = volume.strip_prefix(SHARE_PATH).map_or(0, |path| path.components().count());
+    volume.ancestors().nth(below.saturating_sub(DEPTH)).unwrap_or(volume)
+}
+
+/// Lets the kernel forget what it remembers of a mount's files and nobody uses, so that the host's file
+/// server closes them: a new configuration of a file system, be it the same, begins with that.
+fn shrink(mount: &Path) -> rustix::io::Result<()> {
+    fsconfig_reconfigure(fspick(CWD, mount, FsPickFlags::FSPICK_CLOEXEC)?)
 }
 
 impl HeldVolumes {
@@ -149,19 +196,33 @@ impl HeldVolumes {
 
 impl Drop for HeldVolumes {
     fn drop(&mut self) {
-        let mut known = self.volumes.known();
-        for path in &self.paths {
-            let Some(volume) = known.get_mut(path) else { continue };
-            volume.holders -= 1;
-            if volume.holders > 0 || volume.unmounting {
-                continue;
+        let mut mounts = self.volumes.mounts();
+        let mut shrunk = BTreeSet::new();
+        for volume in &self.paths {
+            let path = mount_of(volume);
+            let Some(mount) = mounts.get_mut(path) else { continue };
+            match mount.remove(volume) {
+                Release::Nothing => {}
+                Release::Shrink => {
+                    shrunk.insert(path.to_owned());
+                }
+                Release::Unmount => {
+                    shrunk.remove(path);
+                    if mount.unmounting {
+                        continue;
+                    }
+                    if mount.mounted {
+                        mount.unmounting = true;
+                        tokio::spawn(Arc::clone(&self.volumes).unmount(path.to_owned()));
+                    } else {
+                        mounts.remove(path);
+                    }
+                }
             }
-            if volume.mounted {
-                volume.unmounting = true;
-                tokio::spawn(Arc::clone(&self.volumes).unmount(path.clone()));
-            } else {
-                known.remove(path);
-            }
+        }
+        for path in shrunk {
+            // The worst is that the host's file server keeps a file open for longer.
+            tokio::spawn(alongside(move || shrink(&path)));
         }
     }
 }
@@ -174,6 +235,21 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     const LIMIT: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn a_mount_goes_with_its_last_volume() {
+        let path = |name: &str| Path::new(SHARE_PATH).join(".volumes").join(name);
+        assert_eq!(mount_of(&path("0")), path("0"));
+        assert_eq!(mount_of(&path("8-1-0/1")), path("8-1-0"));
+        let mut mount = Mount::default();
+        for volume in ["8-1-0/1", "8-1-0/1", "8-1-0/2"] {
+            mount.add(&path(volume));
+        }
+        assert_eq!(mount.remove(&path("8-1-0/1")), Release::Nothing);
+        assert_eq!(mount.remove(&path("8-1-0/1")), Release::Shrink);
+        assert_eq!(mount.remove(&path("3")), Release::Nothing);
+        assert_eq!(mount.remove(&path("8-1-0/2")), Release::Unmount);
+    }
 
     fn paths(folder: &Path, names: &[&str]) -> BTreeSet<PathBuf> {
         names.iter().map(|name| folder.join(name)).collect()
@@ -189,10 +265,11 @@ mod tests {
         let one = volumes.hold_all(both, LIMIT).await.expect("held");
         let other = volumes.hold_all(paths(folder.path(), &["0"]), LIMIT).await.expect("held");
         let known = || {
-            let known = volumes.known();
-            let mut all: Vec<_> = known
-                .iter()
-                .map(|(path, one)| (path.file_name().expect("a name").to_owned(), one.holders))
+            let mounts = volumes.mounts();
+            let mut all: Vec<_> = mounts
+                .values()
+                .flat_map(|mount| &mount.volumes)
+                .map(|(path, holders)| (path.file_name().expect("a name").to_owned(), *holders))
                 .collect();
             all.sort();
             all

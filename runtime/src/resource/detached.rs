@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::MsFlags;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, StatVfsMountFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -85,6 +85,12 @@ impl Detached {
         fsconfig_create(&context).map_err(errno)?;
         let flags = ALWAYS | attributes(options.flags);
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map(Self).map_err(errno)
+    }
+
+    /// Whether it refuses to be written to, be it the mount or its file system.
+    pub(super) fn is_read_only(&self) -> bool {
+        let status = rustix::fs::fstatvfs(&self.0);
+        status.is_ok_and(|status| status.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
     /// Attaches the mount on `target`, which must be in the calling thread's mount namespace, and returns

@@ -73,7 +73,8 @@ pub(super) struct Opened {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     path: PathBuf,
-    device: (u32, u32),
+    /// Major and minor number.
+    pub(super) device: (u32, u32),
     inode: u64,
     /// The mount that it lies on and those beneath it, as the kernel's table describes them.
     mounts: Vec<Vec<u8>>,

@@ -1,7 +1,8 @@
 //! The volumes of a sandbox: what several containers bind is bound once.
 //!
-//! Each bound volume is a file system of its own to the guest. Only if two containers have the same
-//! one do they share more than the bytes of a file: a socket's other end, a lock, a mapped page.
+//! Volumes on one device are in one folder, which is one file system to the guest: what lies in several of
+//! them, as in a folder and in a subfolder of it, is one file there. Only then do those who have it share
+//! more than its bytes: a socket's other end, a lock, a mapped page.
 
 use std::collections::HashMap;
 use std::io;
@@ -29,7 +30,18 @@ pub struct Volumes {
 #[derive(Debug, Default)]
 struct Held {
     volumes: HashMap<Key, Weak<SharedVolume>>,
+    groups: HashMap<Device, Weak<Group>>,
     next: u64,
+}
+
+/// Major and minor number.
+type Device = (u32, u32);
+
+/// The folder of the volumes on one device, as long as there are any.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    _point: Point,
 }
 
 /// The key under which a volume is shared: the identity of its source, and the options.
@@ -40,11 +52,13 @@ type Key = (Identity, Vec<String>);
 pub struct SharedVolume {
     name: String,
     read_only_by_host: bool,
+    // In the order of dropping.
     _point: Point,
+    _group: Option<Arc<Group>>,
 }
 
 impl SharedVolume {
-    /// The name in the folder of volumes. Names are never used again: the guest may remember one.
+    /// The path in the folder of volumes. Names are never used again: the guest may remember one.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -77,20 +91,48 @@ impl Volumes {
         let opened = opened
             .map_err(|error| ResourceError::Source { path: source.clone(), source: error })?;
         let Opened { mount, kind, identity, has_mounts } = opened;
+        let read_only_by_host = may_be_mixed(&options, has_mounts);
+        let device = identity.device;
+        // Only if the guest's kernel judges who may write: the file server writes by any volume of the
+        // group that has the file.
+        let asked = options.flags.contains(MsFlags::MS_RDONLY);
+        let alone = read_only_by_host || (!asked && mount.is_read_only());
         let key = (identity, wanted.options.clone());
         let mut held = lock(&self.held);
         held.volumes.retain(|_, volume| volume.strong_count() != 0);
         if let Some(volume) = held.volumes.get(&key).and_then(Weak::upgrade) {
             return Ok(volume);
         }
-        let name = held.next.to_string();
-        held.next += 1;
+        let group = if alone { None } else { Some(held.group(&self.share, device)?) };
+        let name = held.name();
+        let name = group.as_ref().map_or(name.clone(), |group| format!("{}/{name}", group.name));
         let place = Path::new(VOLUMES).join(&name);
         let point = volume::attach(mount, kind, source, &self.share, place)?;
-        let read_only_by_host = may_be_mixed(&options, has_mounts);
-        let shared = Arc::new(SharedVolume { name, read_only_by_host, _point: point });
+        let shared = SharedVolume { name, read_only_by_host, _point: point, _group: group };
+        let shared = Arc::new(shared);
         held.volumes.insert(key, Arc::downgrade(&shared));
         Ok(shared)
+    }
+}
+
+impl Held {
+    /// Returns a name that was never used before.
+    fn name(&mut self) -> String {
+        self.next += 1;
+        (self.next - 1).to_string()
+    }
+
+    /// Returns the folder of the volumes on a device, made now or with an earlier one.
+    fn group(&mut self, share: &Arc<Share>, device: Device) -> Result<Arc<Group>, ResourceError> {
+        self.groups.retain(|_, group| group.strong_count() != 0);
+        if let Some(group) = self.groups.get(&device).and_then(Weak::upgrade) {
+            return Ok(group);
+        }
+        let name = format!("{}-{}-{}", device.0, device.1, self.name());
+        let point = Point::folder(share, Path::new(VOLUMES).join(&name))?;
+        let group = Arc::new(Group { name, _point: point });
+        self.groups.insert(device, Arc::downgrade(&group));
+        Ok(group)
     }
 }
 
@@ -176,6 +218,44 @@ mod tests {
             assert!(!path.ends_with(again.name()));
             drop((again, other));
             assert_eq!(std::fs::read_dir(stage.share.path().join(VOLUMES)).unwrap().count(), 0);
+        });
+    }
+
+    #[test]
+    fn volumes_on_one_device_are_in_one_folder_if_the_guest_judges_who_may_write() {
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let folder = |volume: &SharedVolume| {
+                Path::new(volume.name()).parent().map(Path::to_path_buf).unwrap()
+            };
+            let take = |path: &str, options: &[&str]| {
+                let options = options.iter().map(|&option| option.to_owned()).collect();
+                stage.volumes.take(&Volume { source: stage.source.join(path), options }).unwrap()
+            };
+            let whole = take("", &["rbind"]);
+            let group = folder(&whole);
+            assert_ne!(group, Path::new(""));
+            for (path, options) in [("", "ro"), ("beneath", "rw"), ("file", "rw"), ("file", "ro")] {
+                assert_eq!(folder(&take(path, &["bind", options])), group, "{path} {options}");
+            }
+            mount_tmpfs(&stage.source.join("beneath"));
+            assert_ne!(folder(&take("beneath", &[])), group);
+            // The mount beneath stays writable, so the guest's is not read-only.
+            assert_eq!(folder(&take("", &["rbind", "ro"])), Path::new(""));
+            // Nor does the guest know of a host's mount that is.
+            let none = None::<&str>;
+            let beneath = stage.source.join("beneath");
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(none, &beneath, none, flags, none).unwrap();
+            assert_eq!(folder(&take("beneath", &["bind"])), Path::new(""));
+            assert_ne!(folder(&take("beneath", &["bind", "ro"])), Path::new(""));
+            let path = stage.share.path().join(VOLUMES).join(&group);
+            assert!(path.is_dir());
+            drop(whole);
+            assert!(!path.exists());
+            umount2(&beneath, MntFlags::empty()).unwrap();
+            let again = take("", &["rbind"]);
+            assert_ne!(folder(&again), group);
         });
     }
 

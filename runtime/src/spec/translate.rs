@@ -285,11 +285,11 @@ mod tests {
             {"destination": "/mask", "type": "bind", "source": "/dev/null"},
         ]);
         let (_, mut guest) = run(with("/mounts", mounts.clone())).unwrap();
-        guest.place_volumes([("7", false), ("0", false)]);
+        guest.place_volumes([("8-1-2/7", false), ("0", false)]);
         let spec = serde_json::to_value(&guest.spec).unwrap();
         assert_eq!(spec["mounts"][0], mounts[0]);
         assert_eq!(spec["mounts"][1], mounts[1]);
-        assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/.volumes/7");
+        assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/.volumes/8-1-2/7");
         assert_eq!(spec["mounts"][3]["source"], "/run/husk/share/.volumes/0");
         assert_eq!(spec["mounts"][4]["source"], "/dev/null");
         let sources: Vec<_> = guest.volumes.iter().map(|(_, volume)| &volume.source).collect();

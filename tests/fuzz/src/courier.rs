@@ -64,7 +64,7 @@ pub fn run(data: &[u8]) {
     std::thread::scope(|scope| {
         // The server has a working directory and ids of its own, which are a thread's.
         scope.spawn(|| {
-            if let Err(error) = serve_one(folder.as_fd(), theirs.into()) {
+            if let Err(error) = serve_one(folder.as_fd(), theirs.into(), None) {
                 drop(error.to_string());
             }
         });

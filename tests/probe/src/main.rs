@@ -11,6 +11,7 @@ mod names;
 mod process;
 mod sockets;
 mod together;
+mod volumes;
 
 use anyhow::{Result, bail};
 
@@ -43,6 +44,9 @@ fn main() -> Result<()> {
         ["crash"] => process::crash(),
         ["flock", folder] => locks::flock(folder)?,
         ["posix-lock", folder] => locks::posix(folder)?,
+        ["volumes", whole, part, read_only, file] => {
+            volumes::same(whole, part, read_only, file)?;
+        }
         ["listen", path] => sockets::listen(path)?,
         ["connect", path, text] => sockets::connect(path, text)?,
         ["attack", name, seconds, seed] => attack::run(name, seconds.parse()?, seed.parse()?)?,

@@ -116,10 +116,15 @@ fn start(
     Ok(())
 }
 
-/// Serves `folder` on one channel, in the calling thread, until the channel closes.
-pub fn serve_one(folder: BorrowedFd<'_>, channel: OwnedFd) -> Result<(), FilesError> {
+/// Serves `folder` on one channel, in the calling thread, until the channel closes. `volumes` is the folder
+/// in it that has volumes.
+pub fn serve_one(
+    folder: BorrowedFd<'_>,
+    channel: OwnedFd,
+    volumes: Option<&str>,
+) -> Result<(), FilesError> {
     let descriptors = File::open("/proc/self/fd").map_err(FilesError::SetUp)?;
-    let tree = Tree::new(folder, descriptors, None)?;
+    let tree = Tree::new(folder, descriptors, volumes)?;
     serve_channel(channel, &Server::new(&tree), &tree)
 }
 

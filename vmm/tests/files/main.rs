@@ -10,3 +10,4 @@ mod mounts;
 mod operations;
 mod stage;
 mod vhost;
+mod volumes;

@@ -40,6 +40,14 @@ impl Stage {
         mount(self.point(source).as_os_str(), &self.point(name), "", libc::MS_BIND, "");
     }
 
+    /// Takes away what is mounted on the folder or file `name`.
+    pub fn unmount(&self, name: &str) {
+        let point = CString::new(self.point(name).as_os_str().as_bytes()).unwrap();
+        let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
+        // SAFETY: the path is terminated.
+        assert_eq!(unsafe { libc::umount2(point.as_ptr(), flags) }, 0);
+    }
+
     /// Makes the mount on `name` read-only.
     pub fn make_read_only(&self, name: &str) {
         let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY;

@@ -23,7 +23,7 @@ use world::World;
 /// remember nodes by.
 const DESCRIPTORS: u64 = 300;
 
-/// Serves `folder` in a thread with that limit of descriptors.
+/// Serves `folder`, which has volumes in a folder of that name, in a thread with that limit of descriptors.
 fn serve(folder: &Path) -> Client {
     let limit = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
     // SAFETY: `limit` is only read.
@@ -31,7 +31,8 @@ fn serve(folder: &Path) -> Client {
     let folder = File::open(folder).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::thread::spawn(move || {
-        husk_vmm::files::serve_one(folder.as_fd(), OwnedFd::from(theirs)).unwrap();
+        husk_vmm::files::serve_one(folder.as_fd(), OwnedFd::from(theirs), Some(place::VOLUMES))
+            .unwrap();
     });
     Client::on(ours)
 }
@@ -49,7 +50,7 @@ fn every_name_is_what_it_is_on_the_host() {
     for kind in PLACES {
         for seed in first..first + number("HUSK_CYCLES", 3) {
             let Some(place) = Place::make(*kind) else { break };
-            let client = serve(&place.served());
+            let client = serve(&place.share());
             println!("{kind:?}, HUSK_SEED={seed}");
             World::new(client, place, seed).run(400);
         }

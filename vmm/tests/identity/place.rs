@@ -15,6 +15,8 @@ pub enum Kind {
     Ext4,
     /// A bind mount of a bind mount.
     Bind,
+    /// Three volumes: a file system in memory, its folder `s` or `t`, and all of it again, read-only.
+    Volumes,
     /// An overlay, all of whose layers are on one file system.
     Overlay,
     /// An overlay whose layers are on three file systems.
@@ -22,12 +24,18 @@ pub enum Kind {
 }
 
 pub const PLACES: &[Kind] =
-    &[Kind::Tmpfs, Kind::Ext4, Kind::Bind, Kind::Overlay, Kind::ScatteredOverlay];
+    &[Kind::Tmpfs, Kind::Ext4, Kind::Bind, Kind::Volumes, Kind::Overlay, Kind::ScatteredOverlay];
+
+/// The folder of volumes, and that of those on one device.
+pub const VOLUMES: &str = ".volumes";
+pub const GROUP: &str = "group";
 
 /// Two copies of one tree.
 pub struct Place {
     folder: TempDir,
+    kind: Kind,
     mounted: Vec<PathBuf>,
+    volumes: usize,
 }
 
 fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> bool {
@@ -65,12 +73,53 @@ impl Place {
         // SAFETY: takes plain flags.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
         assert!(mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, ""));
-        let mut place =
-            Self { folder: tempfile::tempdir_in("/dev/shm").unwrap(), mounted: Vec::new() };
+        let mut place = Self {
+            folder: tempfile::tempdir_in("/dev/shm").unwrap(),
+            kind,
+            mounted: Vec::new(),
+            volumes: 0,
+        };
         for copy in ["served", "plain"] {
             place.copy(copy, kind)?;
         }
+        if kind == Kind::Volumes {
+            fs::create_dir_all(place.group()).unwrap();
+        }
         Some(place)
+    }
+
+    /// What the server has.
+    pub fn share(&self) -> PathBuf {
+        if self.has_volumes() { self.folder.path().join("share") } else { self.served() }
+    }
+
+    pub fn has_volumes(&self) -> bool {
+        self.kind == Kind::Volumes
+    }
+
+    fn group(&self) -> PathBuf {
+        self.folder.path().join("share").join(VOLUMES).join(GROUP)
+    }
+
+    /// Binds a folder of the served copy as a volume; the volume's name.
+    pub fn add_volume(&mut self, folder: &str, read_only: bool) -> String {
+        let name = self.volumes.to_string();
+        self.volumes += 1;
+        let target = self.group().join(&name);
+        fs::create_dir(&target).unwrap();
+        let source = self.served().join(folder);
+        self.mount(source.to_str().unwrap(), &target, "", libc::MS_BIND, "").unwrap();
+        let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY;
+        assert!(!read_only || mount("none", &target, "", flags, ""));
+        name
+    }
+
+    /// Takes a volume away.
+    pub fn remove_volume(&mut self, name: &str) {
+        let target = self.group().join(name);
+        self.mounted.retain(|mounted| *mounted != target);
+        detach(&target);
+        fs::remove_dir(target).unwrap();
     }
 
     pub fn served(&self) -> PathBuf {
@@ -111,7 +160,7 @@ impl Place {
     fn copy(&mut self, copy: &str, kind: Kind) -> Option<()> {
         let target = self.folder(copy, "");
         match kind {
-            Kind::Tmpfs => self.tmpfs(&target)?,
+            Kind::Tmpfs | Kind::Volumes => self.tmpfs(&target)?,
             Kind::Ext4 => {
                 let image = self.folder.path().join(format!("{copy}.img"));
                 fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
@@ -178,9 +227,13 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         for target in self.mounted.iter().rev() {
-            let target = CString::new(target.to_str().unwrap()).unwrap();
-            // SAFETY: the path is terminated.
-            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+            detach(target);
         }
     }
+}
+
+fn detach(target: &Path) {
+    let target = CString::new(target.to_str().unwrap()).unwrap();
+    // SAFETY: the path is terminated.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
 }

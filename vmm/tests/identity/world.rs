@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::client::{Client, long, longs, terminated, word, words};
-use crate::place::Place;
+use crate::place::{GROUP, Place, VOLUMES};
 
 /// All names that there can be; `s` and `t` are directories.
 const NAMES: [&str; 13] =
@@ -28,6 +28,7 @@ struct Open {
 pub struct World {
     client: Client,
     place: Place,
+    views: Option<Views>,
     random: u64,
     /// What the guest knows: names and their nodes.
     entries: BTreeMap<&'static str, u64>,
@@ -36,6 +37,15 @@ pub struct World {
     open: Vec<Open>,
     log: Vec<String>,
     watcher: Watcher,
+}
+
+/// Volumes beside the one that is worked in.
+struct Views {
+    group: u64,
+    /// The folder `s` or `t`: its volume and node.
+    part: (String, u64),
+    /// All, read-only.
+    read_only: (String, u64),
 }
 
 fn path_text(path: &Path) -> CString {
@@ -63,9 +73,10 @@ fn told(metadata: &fs::Metadata) -> Seen {
 
 impl World {
     pub fn new(client: Client, place: Place, seed: u64) -> Self {
-        Self {
+        let mut world = Self {
             client,
             place,
+            views: None,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             entries: BTreeMap::new(),
             folders: HashMap::from([("", 1)]),
@@ -73,6 +84,64 @@ impl World {
             open: Vec::new(),
             log: Vec::new(),
             watcher: Watcher::new(),
+        };
+        if world.place.has_volumes() {
+            let (volumes, _) = world.look_up(1, VOLUMES).unwrap();
+            let (group, _) = world.look_up(volumes, GROUP).unwrap();
+            // Whatever is found here first is found by the read-only one first.
+            let [read_only, whole, part] = [("", true), ("", false), ("s", false)]
+                .map(|(folder, read_only)| world.add_volume(group, folder, read_only));
+            world.folders.insert("", whole.1);
+            world.views = Some(Views { group, part, read_only });
+        }
+        world
+    }
+
+    fn add_volume(&mut self, group: u64, folder: &str, read_only: bool) -> (String, u64) {
+        let name = self.place.add_volume(folder, read_only);
+        let (node, _) = self.look_up(group, &name).unwrap();
+        (name, node)
+    }
+
+    /// Takes a volume away and adds another like it.
+    fn mount_again(&mut self) {
+        let Some(mut views) = self.views.take() else { return };
+        let part = if self.place.served().join("s").exists() { "s" } else { "t" };
+        if self.draw(2) == 0 {
+            self.place.remove_volume(&views.part.0);
+            views.part = self.add_volume(views.group, part, false);
+        } else {
+            self.place.remove_volume(&views.read_only.0);
+            views.read_only = self.add_volume(views.group, "", true);
+        }
+        self.views = Some(views);
+    }
+
+    /// As another container would, whose volume is read-only.
+    fn glance(&mut self, name: &'static str) {
+        let Some(views) = &self.views else { return };
+        let (folder, last) = Self::split(name);
+        let mut node = views.read_only.1;
+        if !folder.is_empty() {
+            let Ok((found, _)) = self.look_up(node, folder) else { return };
+            node = found;
+        }
+        if let Ok((node, seen)) = self.look_up(node, last) {
+            assert_eq!(seen, told(&fs::symlink_metadata(self.plain(name)).unwrap()));
+            let known = *self.entries.entry(name).or_insert(node);
+            assert_eq!(known, node, "{name} after {:#?}", self.tail());
+        }
+    }
+
+    /// The directory of that name by one volume or the other, whichever.
+    fn any_folder(&mut self, name: &'static str) -> Option<u64> {
+        let found = self.folder(name);
+        match &self.views {
+            Some(views) if !name.is_empty() && found.is_some() => {
+                let part = views.part.1;
+                if self.draw(2) == 0 { Some(part) } else { found }
+            }
+            _ => found,
         }
     }
 
@@ -105,7 +174,7 @@ impl World {
         if let Some(node) = self.folders.get(name) {
             return Some(*node);
         }
-        let (node, _) = self.look_up(1, name).ok()?;
+        let (node, _) = self.look_up(self.folders[""], name).ok()?;
         self.folders.insert(name, node);
         Some(node)
     }
@@ -116,7 +185,7 @@ impl World {
             return Some(*node);
         }
         let (folder, last) = Self::split(name);
-        let folder = self.folder(folder)?;
+        let folder = self.any_folder(folder)?;
         let (node, _) = self.look_up(folder, last).ok()?;
         self.entries.insert(name, node);
         Some(node)
@@ -139,7 +208,7 @@ impl World {
         self.check();
         for step in 0..steps {
             let (one, other) = (NAMES[self.draw(NAMES.len())], NAMES[self.draw(NAMES.len())]);
-            let choice = self.draw(16);
+            let choice = self.draw(if self.views.is_some() { 19 } else { 16 });
             self.log.push(format!("{step}: {choice} {one} {other}"));
             self.step(choice, one, other);
             if self.draw(3) == 0 || choice > 7 {
@@ -168,11 +237,17 @@ impl World {
             11 | 12 => self.rename(one, other, 0),
             13 => self.rename(one, other, libc::RENAME_EXCHANGE),
             14 => self.create(one),
+            16 | 17 => self.glance(one),
+            18 => self.mount_again(),
             _ => self.move_folder(),
         }
     }
 
     fn change(&mut self, choice: usize, name: &'static str) {
+        let (folder, last) = Self::split(name);
+        if let Some(folder) = self.any_folder(folder) {
+            self.look_first(folder, last);
+        }
         let Some(node) = self.node(name) else { return };
         let path = self.plain(name);
         let value = u32::try_from(self.draw(0o777)).unwrap();
@@ -274,7 +349,8 @@ impl World {
 
     fn link(&mut self, one: &'static str, other: &'static str) {
         let (folder, last) = Self::split(other);
-        let (Some(node), Some(folder)) = (self.node(one), self.folder(folder)) else { return };
+        let Some(node) = self.node(one) else { return };
+        let Some(folder) = self.linking_folder(one, folder) else { return };
         let body = [longs(&[node]), terminated(last)].concat();
         let server = self.client.call(13, folder, &body);
         let plain = fs::hard_link(self.plain(one), self.plain(other));
@@ -286,9 +362,27 @@ impl World {
         }
     }
 
+    /// The directory `folder` to link `one` in, of whatever volume; as the guest's kernel would, `one` is
+    /// looked up in the same.
+    fn linking_folder(&mut self, one: &'static str, folder: &'static str) -> Option<u64> {
+        let (from, name) = Self::split(one);
+        let target = if from == folder { self.any_folder(folder) } else { self.folder(folder) }?;
+        let from = if from == folder { Some(target) } else { self.folder(from) }?;
+        self.look_first(from, name);
+        Some(target)
+    }
+
+    /// The guest's kernel looks up a name in the volume where it changes it.
+    fn look_first(&mut self, folder: u64, name: &str) {
+        if self.views.is_some() {
+            let _ = self.look_up(folder, name);
+        }
+    }
+
     fn unlink(&mut self, name: &'static str) {
         let (folder, last) = Self::split(name);
-        let Some(folder) = self.folder(folder) else { return };
+        let Some(folder) = self.any_folder(folder) else { return };
+        self.look_first(folder, last);
         let server = self.client.call(10, folder, &terminated(last)).map(drop);
         if self.compare(server, outcome(fs::remove_file(self.plain(name)))) {
             self.evict(name);
@@ -298,7 +392,14 @@ impl World {
     fn rename(&mut self, one: &'static str, other: &'static str, flags: u32) {
         let (from, old) = Self::split(one);
         let (to, new) = Self::split(other);
-        let (Some(from), Some(to)) = (self.folder(from), self.folder(to)) else { return };
+        let same = from == to;
+        let Some(from) = (if same { self.any_folder(from) } else { self.folder(from) }) else {
+            return;
+        };
+        let Some(to) = (if same { Some(from) } else { self.folder(to) }) else { return };
+        for (folder, name) in [(from, old), (to, new)] {
+            self.look_first(folder, name);
+        }
         let (mover, over) = (self.node(one), self.node(other));
         // To the guest's kernel these are one file, and nothing is to be done.
         if mover.is_some() && mover == over {
@@ -327,7 +428,7 @@ impl World {
 
     fn create(&mut self, name: &'static str) {
         let (folder, last) = Self::split(name);
-        let Some(folder) = self.folder(folder) else { return };
+        let Some(folder) = self.any_folder(folder) else { return };
         let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
         let server = self.client.create(folder, last, flags, libc::S_IFREG | 0o640, 0);
         let plain = File::options().write(true).create_new(true).open(self.plain(name));
@@ -344,8 +445,9 @@ impl World {
     /// `s` becomes `t` or the other way round; a lower layer's stays where it is.
     fn move_folder(&mut self) {
         let (old, new) = if self.folder("s").is_some() { ("s", "t") } else { ("t", "s") };
-        let body = [longs(&[1]), words(&[0, 0]), terminated(old), terminated(new)].concat();
-        let server = self.client.call(45, 1, &body).map(drop);
+        let root = self.folders[""];
+        let body = [longs(&[root]), words(&[0, 0]), terminated(old), terminated(new)].concat();
+        let server = self.client.call(45, root, &body).map(drop);
         if !self.compare(server, outcome(fs::rename(self.plain(old), self.plain(new)))) {
             return;
         }
@@ -370,7 +472,7 @@ impl World {
         for name in NAMES {
             let plain = fs::symlink_metadata(self.plain(name)).ok();
             let (folder, last) = Self::split(name);
-            let found = self.folder(folder).and_then(|folder| self.look_up(folder, last).ok());
+            let found = self.any_folder(folder).and_then(|folder| self.look_up(folder, last).ok());
             assert_eq!(
                 found.map(|(_, seen)| seen),
                 plain.as_ref().map(told),

@@ -21,7 +21,7 @@ impl Tree {
         let node = self.node(node)?;
         let status = Status::of(&node.file)?;
         self.nodes.observe(&node, &status);
-        let valid = self.attribute_time(&status);
+        let valid = self.attribute_time(&node);
         Ok((node.domain.show(status), valid))
     }
 

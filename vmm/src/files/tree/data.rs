@@ -61,7 +61,14 @@ impl Tree {
 
     pub(super) fn sync_file_system(&self, node: u64) -> io::Result<()> {
         let node = self.node(node)?;
-        let file = self.open_node(&node, libc::O_RDONLY, false)?;
+        let mut file = self.open_node(&node, libc::O_RDONLY, false)?;
+        // The guest names the root of its file system, which of a group of volumes is on none of them.
+        if node.domain.is_group() && node.mount == self.nodes.root_mount() {
+            match self.any_volume(&node, &file)? {
+                Some(volume) => file = volume,
+                None => return Ok(()),
+            }
+        }
         // SAFETY: plain numbers.
         check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
     }

@@ -9,7 +9,8 @@ use std::sync::PoisonError;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry, OpenOptions};
 
 use super::Tree;
-use super::system::check_length;
+use super::node::Node;
+use super::system::{Status, check_length, descriptor_name, open};
 
 /// The most bytes of entries taken from the kernel at once.
 const LISTING: usize = 32 * 1024;
@@ -89,6 +90,33 @@ impl Tree {
             }
             added
         })
+    }
+}
+
+impl Tree {
+    /// Opens a volume of the group `node`, whose folder is open as `folder`; `None` if there is none.
+    pub(super) fn any_volume(&self, node: &Node, folder: &File) -> io::Result<Option<File>> {
+        let mut bytes = vec![0_u8; LISTING];
+        let mut offset = 0;
+        loop {
+            let count = read_entries(folder, offset, &mut bytes)?;
+            let mut rest = &bytes[..count];
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            while let Some((entry, length)) = parse(rest) {
+                let path = name_of(entry.name).map(|name| self.nodes.open_path(folder, &name));
+                // One that has just gone has been written out.
+                if let Some(Ok(path)) = path
+                    && node.domain.is_of(Status::of(&path)?.device)
+                {
+                    let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+                    return open(&self.descriptors, &descriptor_name(&path), flags, 0).map(Some);
+                }
+                offset = entry.offset;
+                rest = &rest[length..];
+            }
+        }
     }
 }
 

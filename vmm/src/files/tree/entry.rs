@@ -86,8 +86,8 @@ impl Tree {
 
     pub(super) fn hard_link(&self, node: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        let node = self.node(node)?;
         let parent = self.node(parent)?;
+        let node = self.nodes.on_mount(self.node(node)?, parent.mount);
         let old = descriptor_name(&node.file);
         permitted(|| {
             // The link followed is the one in /proc, to the node itself, be it a symbolic link or not.

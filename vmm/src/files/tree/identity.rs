@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::system::{Status, check};
 
@@ -82,11 +82,14 @@ fn file_system(file: &File) -> io::Result<i64> {
     Ok(unsafe { status.assume_init() }.f_type)
 }
 
-/// What is one file system to the guest: a mount of the share, with what lies on it.
+/// What is one file system to the guest: a mount of the share with what lies on it, or the volumes of one
+/// device.
 #[derive(Debug)]
 pub struct Domain {
     number: u64,
-    device: u64,
+    /// The device whose inode numbers are shown as they are; not known of a group of volumes without any.
+    device: OnceLock<u64>,
+    is_group: bool,
     others: Mutex<Vec<u64>>,
 }
 
@@ -94,9 +97,24 @@ pub struct Domain {
 const NUMBER_BITS: u32 = 56;
 
 impl Domain {
-    /// A domain whose root is on `device`.
+    /// Makes a domain whose root is on `device`.
     pub fn new(number: u64, device: u64) -> Self {
-        Self { number, device, others: Mutex::default() }
+        Self { number, device: device.into(), is_group: false, others: Mutex::default() }
+    }
+
+    /// Makes a domain of volumes that are on one device: that of the first.
+    pub fn group(number: u64) -> Self {
+        Self { number, device: OnceLock::new(), is_group: true, others: Mutex::default() }
+    }
+
+    /// Whether it is a group of volumes.
+    pub fn is_group(&self) -> bool {
+        self.is_group
+    }
+
+    /// Whether a volume on `device`, found where the group's volumes are, is part of the group.
+    pub fn takes_in(&self, device: u64) -> bool {
+        self.is_group && *self.device.get_or_init(|| device) == device
     }
 
     /// Returns the number, which no other domain of the server has.
@@ -104,12 +122,17 @@ impl Domain {
         self.number
     }
 
+    /// Whether inode numbers of `device` are shown as they are.
+    pub fn is_of(&self, device: u64) -> bool {
+        self.device.get() == Some(&device)
+    }
+
     /// Returns the inode number that the guest sees. To it all of the domain is one device, so files of
     /// another device (an overlay's layers can be on several, a bound file on any) must not have a
     /// number of the root's.
     pub fn inode(&self, status: &Status) -> u64 {
         let inode = status.inode();
-        if status.device == self.device {
+        if self.is_of(status.device) {
             return inode;
         }
         // No holder of the lock can panic half way, so poison means nothing.

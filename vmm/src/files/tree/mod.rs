@@ -28,6 +28,7 @@ mod hold;
 mod identity;
 mod inode_flags;
 mod mounts;
+mod names;
 mod node;
 mod open;
 mod own_process;
@@ -53,7 +54,7 @@ use super::message::{Extra, Header};
 use credentials::User;
 use handle::{Handle, Handles};
 use mounts::Mounts;
-use node::{Limits, Node, Nodes};
+use node::{Border, Limits, Node, Nodes};
 use system::Status;
 
 /// How long the guest may believe names and attributes at most. Long enough that a burst of calls on one
@@ -146,19 +147,36 @@ impl Tree {
     /// thing the guest has looked up.
     fn remember(&self, parent: &Node, name: &CStr, path: File) -> io::Result<(Entry, Node)> {
         let status = Status::of(&path)?;
-        if status.mount != parent.mount {
-            self.mounts.enter(parent.mount, &path, &status)?;
-        }
+        let border = self.border(parent, &path, &status)?;
         self.mounts.admit(&parent.file, &status)?;
-        let submount = status.is_folder()
-            && status.mount != parent.mount
-            && self.submounts.load(Ordering::Relaxed);
-        let node = self.nodes.remember(parent, name, path, &status, submount)?;
+        let read_only = self.mounts.of(status.mount).read_only;
+        let node = self.nodes.remember(parent, name, path, &status, (border, read_only))?;
         let mut entry = self.entry(parent, &node, status);
-        if submount {
+        if border != Border::None {
             entry.attr_flags = ATTRIBUTE_SUBMOUNT;
         }
         Ok((entry, node))
+    }
+
+    /// Returns what begins for the guest at the file behind `path`, which was found in `parent`.
+    ///
+    /// A mount is a file system of its own. But volumes that the shim has put into one folder because they
+    /// are on one device are one file system together, so that a file which several of them have is one.
+    fn border(&self, parent: &Node, path: &File, status: &Status) -> io::Result<Border> {
+        let crosses = status.mount != parent.mount;
+        // No guest can change the folders of the share's own mount.
+        let own = parent.mount == self.nodes.root_mount();
+        let depth = if own { self.mounts.depth(path)? } else { None };
+        if crosses {
+            self.mounts.enter(parent.mount, depth.is_some(), path, status)?;
+        }
+        let joins = crosses && own && parent.domain.takes_in(status.device);
+        Ok(match (crosses, depth) {
+            _ if !status.is_folder() || !self.submounts.load(Ordering::Relaxed) => Border::None,
+            (true, _) if !joins => Border::Mount,
+            (false, Some(1)) => Border::Group,
+            _ => Border::None,
+        })
     }
 
     /// Returns what the guest is told of `node`, which was looked up in `parent`.
@@ -168,7 +186,7 @@ impl Tree {
             generation: 0,
             attr: node.domain.show(status).into(),
             attr_flags: 0,
-            attr_timeout: self.attribute_time(&status),
+            attr_timeout: self.attribute_time(node),
             entry_timeout: self.entry_time(parent),
         }
     }
@@ -177,7 +195,7 @@ impl Tree {
     fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
         let file = Arc::clone(&handle.file);
         let number = self.handles.insert(handle)?;
-        let known = self.nodes.opened(node.number, &file);
+        let known = self.nodes.opened(node, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
 
@@ -193,9 +211,9 @@ impl Tree {
 
     /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
     /// the guest it is a mount.
-    fn attribute_time(&self, status: &Status) -> Duration {
-        let traits = self.mounts.of(status.mount);
-        if traits.volume && traits.single { Duration::ZERO } else { CACHE_TIME }
+    fn attribute_time(&self, node: &Node) -> Duration {
+        let volume = self.mounts.of(node.mount).volume;
+        if volume && node.is_bound { Duration::ZERO } else { CACHE_TIME }
     }
 }
 

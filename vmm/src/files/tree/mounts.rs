@@ -27,8 +27,8 @@ pub struct Traits {
     /// The mount is a volume, or lies below one, and so belongs to the host. Other mounts belong to
     /// the sandbox alone.
     pub volume: bool,
-    /// The mount is one file.
-    pub single: bool,
+    /// The host refuses to write by this mount.
+    pub read_only: bool,
     /// A file's size is not the size of its content: the kernel or a FUSE server makes the content
     /// when it is read.
     pub made_on_reading: bool,
@@ -45,12 +45,12 @@ pub struct Traits {
 #[derive(Debug, Default)]
 pub struct Mounts {
     known: RwLock<HashMap<u64, Traits>>,
-    /// Name of the folder whose entries are volumes.
+    /// Name of the folder that has the volumes, in folders of their own or not.
     volumes: Option<Vec<u8>>,
 }
 
 impl Mounts {
-    /// Mounts on the entries of a folder `volumes` in the shared folder are volumes.
+    /// Mounts in a folder `volumes` in the shared folder, or in a folder of it, are volumes.
     pub fn new(volumes: Option<&str>) -> Self {
         Self { known: RwLock::default(), volumes: volumes.map(|name| name.as_bytes().to_vec()) }
     }
@@ -62,9 +62,9 @@ impl Mounts {
         known.get(&mount).copied().unwrap_or_default()
     }
 
-    /// Notes the mount whose root is `path`, reached from the mount `outer`.
-    pub fn enter(&self, outer: u64, path: &File, status: &Status) -> io::Result<()> {
-        let volume = self.of(outer).volume || self.is_volume(path)?;
+    /// Notes the mount whose root is `path`, reached from the mount `outer`, which may be a volume.
+    pub fn enter(&self, outer: u64, volume: bool, path: &File, status: &Status) -> io::Result<()> {
+        let volume = self.of(outer).volume || volume;
         let traits = Traits { volume, ..traits(path, status)? };
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(status.mount, traits);
@@ -85,11 +85,15 @@ impl Mounts {
         }
     }
 
-    fn is_volume(&self, path: &File) -> io::Result<bool> {
-        let Some(volumes) = &self.volumes else { return Ok(false) };
+    /// Returns how many names `path`, which is in the shared folder's own mount or the root of a mount
+    /// there, lies below the folder that has the volumes: 1 or 2; `None` if it does not.
+    pub fn depth(&self, path: &File) -> io::Result<Option<usize>> {
+        let Some(volumes) = &self.volumes else { return Ok(None) };
         let place = read_link(&descriptor_name(path))?;
-        let folder = Path::new(OsStr::from_bytes(&place)).parent().and_then(Path::file_name);
-        Ok(folder.is_some_and(|name| name.as_bytes() == volumes))
+        let mut above = Path::new(OsStr::from_bytes(&place)).ancestors().skip(1).take(2);
+        let found = above
+            .position(|folder| folder.file_name().is_some_and(|name| name.as_bytes() == volumes));
+        Ok(found.map(|position| position + 1))
     }
 }
 
@@ -107,7 +111,7 @@ fn traits(path: &File, status: &Status) -> io::Result<Traits> {
         if kind == PROC && status.is_folder() { own_process::number_in(path) } else { None };
     Ok(Traits {
         volume: false,
-        single: !status.is_folder(),
+        read_only: found.f_flags & libc::ST_RDONLY.cast_signed() != 0,
         made_on_reading: may_wait || kind == FUSE,
         may_wait: may_wait && kind != FUSE,
         own_process,

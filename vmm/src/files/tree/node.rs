@@ -20,7 +20,7 @@ use super::credentials::permitted;
 use super::hold::Held;
 use super::identity::{Domain, Identity};
 use super::system::{Status, open_path};
-use super::table::{Found, Known, Place, Table};
+use super::table::{Found, Known, Opened, Spot, Table};
 use super::watcher::Watcher;
 
 /// How often a lookup begins anew because others changed what it found.
@@ -46,21 +46,30 @@ pub struct Node {
     pub number: u64,
     /// A descriptor, `O_PATH` or one that was opened for the content.
     pub file: Arc<File>,
+    /// Whether the host refuses to write by the mount that `file` was opened on.
+    read_only: bool,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
-    /// The mount that it was found on.
+    /// The mount that it was found on; of several one that the host lets write to.
     pub mount: u64,
+    /// For a directory, the node of its mount's root.
+    pub realm: u64,
+    /// Whether it is a file that is mounted somewhere: no name leads to it there.
+    pub is_bound: bool,
     /// `S_IFMT` bits; they never change.
     kind: u32,
 }
 
 impl Node {
-    fn of(number: u64, known: &Known, file: Arc<File>) -> Self {
+    fn of(number: u64, known: &Known, (file, read_only): Opened) -> Self {
         Self {
             number,
             file,
+            read_only,
             domain: Arc::clone(&known.domain),
             mount: known.mount,
+            realm: known.realm,
+            is_bound: known.is_bound(),
             kind: known.identity.kind(),
         }
     }
@@ -68,6 +77,11 @@ impl Node {
     /// A folder or a regular file: what may be opened for its content.
     pub fn may_be_opened(&self) -> bool {
         matches!(self.kind, libc::S_IFREG | libc::S_IFDIR)
+    }
+
+    /// Returns the descriptor.
+    pub fn opened(&self) -> Opened {
+        (Arc::clone(&self.file), self.read_only)
     }
 
     /// Whether it is a regular file.
@@ -82,10 +96,10 @@ pub struct Nodes {
     table: RwLock<Table>,
     held: Mutex<Held>,
     /// Written to from before a rename until the table follows it: names lead nowhere meanwhile.
-    renames: RwLock<()>,
+    pub(super) renames: RwLock<()>,
     next_domain: AtomicU64,
     root_mount: u64,
-    limits: Limits,
+    pub(super) limits: Limits,
     /// Compares inodes.
     pub watcher: Watcher,
 }
@@ -99,11 +113,15 @@ enum Verdict {
     Unknown,
 }
 
-/// What a name was before it is removed or renamed.
-#[derive(Debug)]
-pub struct Before {
-    place: Place,
-    node: Option<Node>,
+/// What begins at a file for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Border {
+    /// Nothing.
+    None,
+    /// The file system of a mount.
+    Mount,
+    /// The file system that volumes of one device are parts of.
+    Group,
 }
 
 fn stale() -> io::Error {
@@ -129,11 +147,11 @@ impl Nodes {
     }
 
     // No holder of these locks can panic half way, so poison means nothing.
-    fn table(&self) -> RwLockReadGuard<'_, Table> {
+    pub(super) fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self) -> RwLockWriteGuard<'_, Table> {
+    pub(super) fn change(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -148,31 +166,54 @@ impl Nodes {
 
     /// Returns the node of that number, if the guest may know it and the file is still there.
     pub fn get(&self, number: u64) -> io::Result<Node> {
-        if let Some(node) = self.at_hand(number)? {
+        if let Some(node) = self.at_hand(number, false)? {
             return Ok(node);
         }
-        self.walk(number).or_else(|_| {
+        let walked = self.walk(number).or_else(|_| {
             // A rename may have been between the host and the table.
             let _still = self.renames.read().unwrap_or_else(PoisonError::into_inner);
             self.walk(number)
-        })
+        });
+        walked.or_else(|error| self.at_hand(number, true)?.ok_or(error))
     }
 
-    /// Returns the node if a descriptor of it is open.
-    fn at_hand(&self, number: u64) -> io::Result<Option<Node>> {
+    /// Returns the node if a descriptor of it is open. `any` says that it may be one of a mount where the
+    /// host refuses what another allows.
+    fn at_hand(&self, number: u64, any: bool) -> io::Result<Option<Node>> {
         let path = {
             let table = self.table();
             let known = table.get(number).ok_or_else(stale)?;
-            match known.path() {
-                Some(file) => Node::of(number, known, file),
-                None => {
-                    let file = known.descriptor();
-                    return Ok(file.map(|file| Node::of(number, known, file)));
-                }
+            let path = known.path();
+            let found = if any { known.descriptor() } else { known.full_descriptor() };
+            let Some(found) = found else { return Ok(None) };
+            let is_path = path.is_some_and(|(path, _)| Arc::ptr_eq(&path, &found.0));
+            let node = Node::of(number, known, found);
+            if !is_path {
+                return Ok(Some(node));
             }
+            node
         };
         self.keep(&path);
         Ok(Some(path))
+    }
+
+    /// Returns `node` by a place on `mount` if it has one there: linking needs both names on one mount.
+    pub fn on_mount(&self, node: Node, mount: u64) -> Node {
+        let spots = match self.table().get(node.number) {
+            Some(known) if known.is_spread => known.places.clone(),
+            _ => return node,
+        };
+        if Status::of(&node.file).is_ok_and(|status| status.mount == mount) {
+            return node;
+        }
+        let mut files = spots.into_iter().filter(|spot| spot.mount == mount).map(|spot| {
+            let folder = self.folder(spot.place.0)?;
+            self.open_step(&folder, &spot, node.number)
+        });
+        match files.find_map(Result::ok) {
+            Some((file, read_only)) => Node { file, read_only, ..node },
+            None => node,
+        }
     }
 
     /// Keeps the node's `O_PATH` descriptor, as it was used.
@@ -184,10 +225,11 @@ impl Nodes {
 
     /// Opens the node by one of the places where it was found.
     fn walk(&self, number: u64) -> io::Result<Node> {
-        let places = self.table().get(number).ok_or_else(stale)?.places.clone();
+        let spots = self.table().get(number).ok_or_else(stale)?.places.clone();
         let mut result = Err(stale());
-        for (folder, name) in places {
-            result = self.folder(folder).and_then(|folder| self.step(&folder, &name, number));
+        for spot in spots {
+            let folder = self.folder(spot.place.0);
+            result = folder.and_then(|folder| self.step(&folder, &spot, number));
             if result.is_ok() {
                 break;
             }
@@ -204,34 +246,37 @@ impl Nodes {
         let mut way = Vec::new();
         let mut at = number;
         let mut node = loop {
-            if let Some(node) = self.at_hand(at)? {
+            if let Some(node) = self.at_hand(at, true)? {
                 break node;
             }
             let table = self.table();
-            let (above, name) =
-                table.get(at).and_then(|known| known.places.first()).ok_or_else(stale)?;
+            let spot = table.get(at).and_then(|known| known.places.first()).ok_or_else(stale)?;
             // Longer than all nodes is a circle, of moves on the host that were seen in another order.
             if way.len() > table.len() {
                 return Err(stale());
             }
-            way.push((at, Arc::clone(name)));
-            at = *above;
+            way.push((at, spot.clone()));
+            at = spot.place.0;
         };
-        for (number, name) in way.into_iter().rev() {
-            node = self.step(&node, &name, number)?;
+        for (number, spot) in way.into_iter().rev() {
+            node = self.step(&node, &spot, number)?;
         }
         Ok(node)
     }
 
     /// Opens one name, which must lead to the node that it led to before.
-    fn step(&self, folder: &Node, name: &CStr, number: u64) -> io::Result<Node> {
-        let path = Arc::new(self.open_path(&folder.file, name)?);
+    fn step(&self, folder: &Node, spot: &Spot, number: u64) -> io::Result<Node> {
+        self.reached(number, &self.open_step(folder, spot, number)?)
+    }
+
+    fn open_step(&self, folder: &Node, spot: &Spot, number: u64) -> io::Result<Opened> {
+        let path = Arc::new(self.open_path(&folder.file, &spot.place.1)?);
         let identity = Identity::of(&Status::of(&path)?);
         let same = self.table().get(number).ok_or_else(stale)?.identity == identity;
         if !same && !self.is_still(number, &identity, &path)? {
             return Err(stale());
         }
-        self.reached(number, &path)
+        Ok((path, spot.read_only))
     }
 
     /// Whether what looks different is the node all the same: just copied up.
@@ -245,7 +290,7 @@ impl Nodes {
             || before.kind() == now.kind()
                 // The same directory mounted again is another.
                 && before.mount() == now.mount()
-                && descriptor.is_some_and(|file| self.watcher.same_inode(&file, path).unwrap_or(false));
+                && descriptor.is_some_and(|(file, _)| self.watcher.same_inode(&file, path).unwrap_or(false));
         if same {
             self.change().changed(number, *now);
         }
@@ -253,19 +298,20 @@ impl Nodes {
     }
 
     /// Notes the node's `O_PATH` descriptor, and keeps it as long as it is used.
-    fn reached(&self, number: u64, file: &Arc<File>) -> io::Result<Node> {
+    fn reached(&self, number: u64, path: &Opened) -> io::Result<Node> {
         let node = {
             let table = self.table();
             let known = table.get(number).ok_or_else(stale)?;
-            Node::of(number, known, known.reached(file))
+            Node::of(number, known, known.reached(path))
         };
         self.keep(&node);
         Ok(node)
     }
 
     /// Notes a descriptor that was opened for the content, and is somebody else's.
-    pub fn opened(&self, number: u64, file: &Arc<File>) -> io::Result<()> {
-        self.table().get(number).ok_or_else(stale)?.opened(file);
+    pub fn opened(&self, node: &Node, file: &Arc<File>) -> io::Result<()> {
+        let opened = (Arc::clone(file), node.read_only);
+        self.table().get(node.number).ok_or_else(stale)?.opened(&opened);
         Ok(())
     }
 
@@ -289,17 +335,22 @@ impl Nodes {
     }
 
     /// Counts one more lookup of the file behind `path` (`O_PATH`), which was found at `name` in
-    /// `folder`. `submount` says that it is a file system of its own to the guest.
+    /// `folder`, on a mount that is read-only or not.
     pub fn remember(
         &self,
         folder: &Node,
         name: &CStr,
         path: File,
         status: &Status,
-        submount: bool,
+        (border, read_only): (Border, bool),
     ) -> io::Result<Node> {
-        let place = (folder.number, Arc::from(name));
-        self.remember_at(Some(&place), folder, path, status, submount)
+        let spot = Spot {
+            place: (folder.number, Arc::from(name)),
+            mount: status.mount,
+            read_only,
+            is_root: status.mount != folder.mount,
+        };
+        self.remember_at(Some(&spot), folder, path, status, border)
     }
 
     /// Counts one more lookup of a new file that has no name.
@@ -309,57 +360,61 @@ impl Nodes {
         path: File,
         status: &Status,
     ) -> io::Result<Node> {
-        self.remember_at(None, folder, path, status, false)
+        self.remember_at(None, folder, path, status, Border::None)
     }
 
     fn remember_at(
         &self,
-        place: Option<&Place>,
+        spot: Option<&Spot>,
         folder: &Node,
         path: File,
         status: &Status,
-        submount: bool,
+        border: Border,
     ) -> io::Result<Node> {
         let identity = Identity::of(status);
-        let path = Arc::new(path);
-        let domain = (!submount).then(|| folder.domain.number());
+        let path = (Arc::new(path), spot.is_some_and(|spot| spot.read_only));
+        // A mount's root is found in one place.
+        let own = border != Border::None || status.is_folder() && status.mount != folder.mount;
+        let within = (!own).then(|| (folder.domain.number(), folder.realm));
         let alone = status.links() < 2;
-        let mut verdict = None;
+        let (mut verdict, mut gone) = (None, None);
         for _ in 0..TRIES {
             let mut table = self.change();
-            let found = place.map_or(Found::New, |place| table.find(place, &identity, domain));
+            let found =
+                spot.map_or(Found::New, |spot| table.find(&spot.place, &identity, within, gone));
             let told = |number| verdict.and_then(|(of, verdict)| (of == number).then_some(verdict));
-            match (&found, place) {
+            match (&found, spot) {
                 (Found::Same(number), _) => {
                     table.looked_up(*number);
                     drop(table);
                     return self.reached(*number, &path);
                 }
-                (Found::Like(number), Some(place)) if told(*number) == Some(Verdict::Same) => {
+                (Found::Like(number), Some(spot)) if told(*number) == Some(Verdict::Same) => {
                     table.looked_up(*number);
-                    table.put(place.clone(), *number, alone);
+                    table.put(spot.clone(), *number, alone);
                     drop(table);
                     return self.reached(*number, &path);
                 }
-                (Found::Changed(number) | Found::Like(number), _) if told(*number).is_none() => {}
+                (Found::Changed(_), _) => {}
+                (Found::Like(number), _) if told(*number).is_none() => {}
                 (Found::Like(number), _) => {
                     let parted = told(*number) == Some(Verdict::Other) && !alone;
-                    return self.add(table, place, folder, (path, status), submount, parted);
+                    return self.add(table, spot, folder, (path, status), border, parted);
                 }
-                _ => return self.add(table, place, folder, (path, status), submount, false),
+                (Found::New, _) => {
+                    return self.add(table, spot, folder, (path, status), border, false);
+                }
             }
             drop(table);
             // Compared without the lock, and looked for again.
-            verdict = match found {
-                Found::Changed(number) => {
-                    let same = self.is_still(number, &identity, &path)?;
-                    (!same).then_some((number, Verdict::Other))
-                }
+            match found {
+                Found::Changed(number) if self.is_still(number, &identity, &path.0)? => {}
+                Found::Changed(number) => gone = Some(number),
                 Found::Like(number) => {
-                    Some((number, self.compare(number, &identity, &path, alone)))
+                    verdict = Some((number, self.compare(number, &identity, &path.0, alone)));
                 }
-                Found::Same(_) | Found::New => None,
-            };
+                Found::Same(_) | Found::New => {}
+            }
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
@@ -380,25 +435,24 @@ impl Nodes {
     fn add(
         &self,
         mut table: RwLockWriteGuard<'_, Table>,
-        place: Option<&Place>,
+        spot: Option<&Spot>,
         folder: &Node,
-        (path, status): (Arc<File>, &Status),
-        submount: bool,
+        (path, status): (Opened, &Status),
+        border: Border,
         parted: bool,
     ) -> io::Result<Node> {
         if table.len() >= self.limits.nodes {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
-        let domain = if submount {
-            let number = self.next_domain.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Domain::new(number, status.device))
-        } else {
-            Arc::clone(&folder.domain)
+        let next = || self.next_domain.fetch_add(1, Ordering::Relaxed);
+        let domain = match border {
+            Border::None => Arc::clone(&folder.domain),
+            Border::Mount => Arc::new(Domain::new(next(), status.device)),
+            Border::Group => Arc::new(Domain::group(next())),
         };
-        let identity = Identity::of(status);
-        let number = table
-            .add(place.cloned(), (identity, status.mount), domain, parted)
-            .ok_or_else(stale)?;
+        let realm = (status.mount == folder.mount).then_some(folder.realm);
+        let file = (Identity::of(status), status.mount);
+        let number = table.add(spot.cloned(), file, (domain, realm), parted).ok_or_else(stale)?;
         drop(table);
         self.reached(number, &path)
     }
@@ -413,51 +467,6 @@ impl Nodes {
         if differs {
             self.change().changed(node.number, identity);
         }
-    }
-
-    /// Looks at what a name is before it is removed or renamed.
-    pub fn before(&self, folder: &Node, name: &CStr) -> Before {
-        let place = (folder.number, Arc::from(name));
-        let number = self.table().at(&place);
-        let node = number.and_then(|number| self.get(number).ok());
-        Before { place, node }
-    }
-
-    /// Notes that the name was removed.
-    pub fn removed(&self, before: Before) {
-        let mut table = self.change();
-        let descriptor = self.to_pin(&table, &before);
-        table.take(&before.place, descriptor);
-    }
-
-    fn to_pin(&self, table: &Table, before: &Before) -> Option<Arc<File>> {
-        let node = before.node.as_ref()?;
-        (table.pinned() < self.limits.pinned).then(|| Arc::clone(&node.file))
-    }
-
-    /// Renames by `rename`, and follows it.
-    pub fn rename(
-        &self,
-        from: (&Node, &CStr),
-        to: (&Node, &CStr),
-        exchange: bool,
-        rename: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<()> {
-        let (from, to) = (self.before(from.0, from.1), self.before(to.0, to.1));
-        {
-            let _alone = self.renames.write().unwrap_or_else(PoisonError::into_inner);
-            rename()?;
-            let mut table = self.change();
-            let over = self.to_pin(&table, &to);
-            table.moved(from.place, to.place, exchange, over);
-        }
-        // Moving copies up.
-        for node in [from.node, to.node].into_iter().flatten() {
-            if let Ok(status) = Status::of(&node.file) {
-                self.observe(&node, &status);
-            }
-        }
-        Ok(())
     }
 
     /// Takes back `lookups` lookups of each node; those the guest no longer knows are let go.

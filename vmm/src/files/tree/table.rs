@@ -18,29 +18,60 @@ const MOST_PLACES: usize = 16;
 /// A name in a directory: the directory's node and the name.
 pub type Place = (u64, Arc<CStr>);
 
+/// A place where a file was found, with the mount that the file is on there.
+#[derive(Debug, Clone)]
+pub struct Spot {
+    /// The name.
+    pub place: Place,
+    /// The mount's id.
+    pub mount: u64,
+    /// Whether the host refuses to write by this mount.
+    pub read_only: bool,
+    /// Whether the file is the mount's root.
+    pub is_root: bool,
+}
+
+/// A descriptor, and whether the host refuses to write by the mount that it was opened on.
+pub type Opened = (Arc<File>, bool);
+
+/// Domain, realm of a directory (0 for other files) and identity: the same for all names that may be one
+/// node.
+type Key = (u64, u64, Identity);
+
+fn key(domain: u64, realm: u64, identity: Identity) -> Key {
+    (domain, if identity.kind() == libc::S_IFDIR { realm } else { 0 }, identity)
+}
+
 /// A file that the guest was told of.
 #[derive(Debug)]
 pub struct Known {
     /// The file as it was last seen.
     pub identity: Identity,
-    /// The mount that it was found on first.
+    /// The mount that is used to reach it: of the first of its places, if it has any.
     pub mount: u64,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
+    /// The node of the root of its mount, for a directory. A mount's id is given again when the mount is
+    /// gone; a node's number is not.
+    pub realm: u64,
     /// How often the guest was told of it, less how often it forgot.
     lookups: u64,
     /// Places in this directory; while there are any, the node stays.
     children: u64,
-    /// Where it was found, in the order in which it was. A directory has one place.
-    pub places: Vec<Place>,
+    /// Where it was found: on writable mounts first, and then in the order in which it was. A directory
+    /// has one place.
+    pub places: Vec<Spot>,
+    /// Whether it was found on several mounts. Then not every descriptor of it serves for everything: what
+    /// one mount refuses another may allow.
+    pub is_spread: bool,
     /// What the guest's kernel may have in its cache.
     pub cached: Cached,
     /// The `O_PATH` descriptor of the file, as long as somebody else holds it.
-    path: Mutex<Weak<File>>,
+    path: Mutex<(Weak<File>, bool)>,
     /// Descriptors that were opened for the content, as long as somebody else holds them.
-    open: Mutex<Vec<Weak<File>>>,
+    open: Mutex<Vec<(Weak<File>, bool)>>,
     /// A descriptor that is kept because the file has lost its last place.
-    pinned: Option<Arc<File>>,
+    pinned: Option<Opened>,
 }
 
 /// Nodes of one identity in one domain.
@@ -70,20 +101,22 @@ pub enum Found {
 pub struct Table {
     known: HashMap<u64, Known>,
     places: HashMap<Place, u64>,
-    identities: HashMap<(u64, Identity), Sharing>,
+    identities: HashMap<Key, Sharing>,
     next: u64,
     pinned: usize,
 }
 
 impl Known {
-    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>) -> Self {
+    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, realm: u64) -> Self {
         Self {
             identity,
             mount,
             domain,
+            realm,
             lookups: 1,
             children: 0,
             places: Vec::new(),
+            is_spread: false,
             cached: Cached::default(),
             path: Mutex::default(),
             open: Mutex::default(),
@@ -92,50 +125,114 @@ impl Known {
     }
 
     /// Remembers the `O_PATH` descriptor of the file for as long as somebody holds it. Returns the
-    /// one that is remembered, which is another if there was one.
-    pub fn reached(&self, file: &Arc<File>) -> Arc<File> {
+    /// one that is remembered, which is another if there was one that serves for as much.
+    pub fn reached(&self, (file, read_only): &Opened) -> Opened {
         // No holder of the lock can panic half way, so poison means nothing; and so below.
         let mut path = self.path.lock().unwrap_or_else(PoisonError::into_inner);
-        path.upgrade().unwrap_or_else(|| {
-            *path = Arc::downgrade(file);
-            Arc::clone(file)
-        })
+        let before = path.0.upgrade().map(|before| (before, path.1));
+        match before {
+            Some(before) if !before.1 || *read_only => before,
+            // The next one to look is to find a place that can be written to.
+            None if *read_only && self.is_writable() => (Arc::clone(file), true),
+            _ => {
+                *path = (Arc::downgrade(file), *read_only);
+                (Arc::clone(file), *read_only)
+            }
+        }
     }
 
     /// Remembers a descriptor that was opened for the content for as long as somebody holds it.
-    pub fn opened(&self, file: &Arc<File>) {
+    pub fn opened(&self, (file, read_only): &Opened) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() == open.capacity() {
-            open.retain(|file| file.strong_count() != 0);
+            open.retain(|(file, _)| file.strong_count() != 0);
         }
-        open.push(Arc::downgrade(file));
+        open.push((Arc::downgrade(file), *read_only));
     }
 
     /// Returns the `O_PATH` descriptor, if it is open.
-    pub fn path(&self) -> Option<Arc<File>> {
-        self.path.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    pub fn path(&self) -> Option<Opened> {
+        let path = self.path.lock().unwrap_or_else(PoisonError::into_inner);
+        path.0.upgrade().map(|file| (file, path.1))
     }
 
     /// Returns any descriptor of the file that is open.
-    pub fn descriptor(&self) -> Option<Arc<File>> {
+    pub fn descriptor(&self) -> Option<Opened> {
+        self.descriptor_that(|_| true)
+    }
+
+    /// Returns a descriptor of the file that is open, and can be written by if a place of the file can.
+    pub fn full_descriptor(&self) -> Option<Opened> {
+        self.descriptor_that(|read_only| !read_only || !self.is_writable())
+    }
+
+    fn descriptor_that(&self, fits: impl Fn(bool) -> bool) -> Option<Opened> {
+        let fitting = |opened: &Opened| fits(opened.1);
         let open = || {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.iter().find_map(Weak::upgrade)
+            let mut open = open.iter().filter(|(_, read_only)| fits(*read_only));
+            open.find_map(|(file, read_only)| Some((file.upgrade()?, *read_only)))
         };
-        self.path().or_else(|| self.pinned.clone()).or_else(open)
+        let pinned = || self.pinned.clone().filter(fitting);
+        self.path().filter(fitting).or_else(pinned).or_else(open)
+    }
+
+    /// Whether there is a place where it can be written to.
+    fn is_writable(&self) -> bool {
+        self.places.first().is_some_and(|spot| !spot.read_only)
+    }
+
+    /// Whether it is a file that is mounted.
+    pub fn is_bound(&self) -> bool {
+        !self.is_folder() && self.places.iter().any(|spot| spot.is_root)
     }
 
     fn is_folder(&self) -> bool {
         self.identity.kind() == libc::S_IFDIR
+    }
+
+    fn key(&self) -> Key {
+        key(self.domain.number(), self.realm, self.identity)
+    }
+
+    /// Returns which places a further one replaces. `alone` says that the file has no other on its mount.
+    fn replaced_by(&self, spot: &Spot, alone: bool) -> Vec<Place> {
+        let place = |spot: &Spot| spot.place.clone();
+        let mut same_mount = self.places.iter().filter(|other| other.mount == spot.mount);
+        if self.is_folder() {
+            self.places.iter().map(place).collect()
+        } else if alone {
+            same_mount.map(place).collect()
+        } else if self.places.len() >= MOST_PLACES {
+            same_mount.next().or(self.places.first()).map(place).into_iter().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn add_place(&mut self, spot: Spot) {
+        let at = self.places.iter().position(|other| other.read_only && !spot.read_only);
+        self.is_spread |= spot.mount != self.mount;
+        self.places.insert(at.unwrap_or(self.places.len()), spot);
+        self.follow_places();
+    }
+
+    fn remove_place(&mut self, place: &Place) {
+        self.places.retain(|spot| spot.place != *place);
+        self.follow_places();
+    }
+
+    fn follow_places(&mut self) {
+        self.mount = self.places.first().map_or(self.mount, |spot| spot.mount);
     }
 }
 
 impl Table {
     /// Only the root, which is never forgotten.
     pub fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, root: Arc<File>) -> Self {
-        let mut known = Known::new((identity, mount), Arc::clone(&domain));
-        known.pinned = Some(root);
-        let identities = HashMap::from([((domain.number(), identity), Sharing::One(ROOT))]);
+        let mut known = Known::new((identity, mount), domain, ROOT);
+        known.pinned = Some((root, false));
+        let identities = HashMap::from([(known.key(), Sharing::One(ROOT))]);
         let known = HashMap::from([(ROOT, known)]);
         Self { known, places: HashMap::new(), identities, next: ROOT + 1, pinned: 0 }
     }
@@ -155,9 +252,16 @@ impl Table {
         self.places.get(place).copied()
     }
 
-    /// Looks for what was found at `place`. A `domain` is one that the file must belong to.
-    pub fn find(&self, place: &Place, identity: &Identity, domain: Option<u64>) -> Found {
-        if let Some(number) = self.at(place)
+    /// Looks for what was found at `place`, where node `gone` is not any more. `within` is the domain and realm that the file must belong to
+    /// if it is known from another place; `None` if it cannot be.
+    pub fn find(
+        &self,
+        place: &Place,
+        identity: &Identity,
+        within: Option<(u64, u64)>,
+        gone: Option<u64>,
+    ) -> Found {
+        if let Some(number) = self.at(place).filter(|number| Some(*number) != gone)
             && let Some(known) = self.known.get(&number)
         {
             if known.identity == *identity {
@@ -167,7 +271,8 @@ impl Table {
                 return Found::Changed(number);
             }
         }
-        match domain.and_then(|domain| self.identities.get(&(domain, *identity))) {
+        let key = within.map(|(domain, realm)| key(domain, realm, *identity));
+        match key.and_then(|key| self.identities.get(&key)) {
             Some(Sharing::One(number)) if self.known.contains_key(number) => Found::Like(*number),
             _ => Found::New,
         }
@@ -180,22 +285,23 @@ impl Table {
         }
     }
 
-    /// Adds a node for a file that was found at `place`. `parted` says that the identity is not the
-    /// file's alone.
+    /// Adds a node for a file that was found at `spot`. No `realm` says that one begins with it; `parted`
+    /// that the identity is not the file's alone.
     pub fn add(
         &mut self,
-        place: Option<Place>,
+        spot: Option<Spot>,
         (identity, mount): (Identity, u64),
-        domain: Arc<Domain>,
+        (domain, realm): (Arc<Domain>, Option<u64>),
         parted: bool,
     ) -> Option<u64> {
-        if place.as_ref().is_some_and(|place| !self.known.contains_key(&place.0)) {
+        if spot.as_ref().is_some_and(|spot| !self.known.contains_key(&spot.place.0)) {
             return None;
         }
         let number = self.next;
         self.next += 1;
-        let key = (domain.number(), identity);
-        self.known.insert(number, Known::new((identity, mount), domain));
+        let known = Known::new((identity, mount), domain, realm.unwrap_or(number));
+        let key = known.key();
+        self.known.insert(number, known);
         match self.identities.entry(key) {
             Entry::Occupied(mut sharing) => match sharing.get_mut() {
                 Sharing::Parted(count) => *count += 1,
@@ -207,53 +313,46 @@ impl Table {
                 vacant.insert(Sharing::One(number));
             }
         }
-        if let Some(place) = place {
-            self.put(place, number, false);
+        if let Some(spot) = spot {
+            self.put(spot, number, false);
         }
         Some(number)
     }
 
-    /// Notes that the node was found at `place`; whatever else was there is not any more. `alone` says
-    /// that this is the only place it can have.
-    pub fn put(&mut self, place: Place, number: u64, alone: bool) {
+    /// Notes that the node was found at `spot`; whatever else was there is not any more. `alone` says
+    /// that this is the only place it can have on that mount.
+    pub fn put(&mut self, spot: Spot, number: u64, alone: bool) {
+        let place = spot.place.clone();
         if self.at(&place) == Some(number) || !self.known.contains_key(&place.0) {
             return;
         }
         let Some(known) = self.known.get(&number) else { return };
-        let alone = alone || known.is_folder();
-        if !alone && known.places.len() >= MOST_PLACES {
-            return self.take(&place, None);
-        }
-        let before = if alone { known.places.clone() } else { Vec::new() };
+        let before = known.replaced_by(&spot, alone);
         // Before others are let go: they may hold it.
-        if let Some(folder) = self.known.get_mut(&place.0) {
-            folder.children += 1;
-        }
+        self.hold(place.0, 1);
         for other in &before {
-            self.take(other, None);
+            self.take(other, None, false);
         }
-        self.take(&place, None);
+        self.take(&place, None, false);
         if let Some(known) = self.known.get_mut(&number) {
-            known.places.push((place.0, Arc::clone(&place.1)));
+            known.add_place(spot);
             self.pinned -= usize::from(known.pinned.take().is_some());
         }
         self.places.insert(place, number);
     }
 
-    /// Notes that nothing is at `place` any more. If the node that was has no other place,
-    /// `descriptor` is kept for it.
-    pub fn take(&mut self, place: &Place, descriptor: Option<Arc<File>>) {
+    /// Notes that nothing is at `place` any more. If the node that was has no other place, or `unlinked`
+    /// says that the file has no name left, `descriptor` is kept for it.
+    pub fn take(&mut self, place: &Place, descriptor: Option<Opened>, unlinked: bool) {
         let Some(number) = self.places.remove(place) else { return };
         if let Some(known) = self.known.get_mut(&number) {
-            known.places.retain(|one| one != place);
-            if known.places.is_empty() && known.pinned.is_none() {
+            known.remove_place(place);
+            if (known.places.is_empty() || unlinked) && known.pinned.is_none() {
                 self.pinned += usize::from(descriptor.is_some());
                 known.pinned = descriptor;
             }
         }
-        if let Some(folder) = self.known.get_mut(&place.0) {
-            folder.children = folder.children.saturating_sub(1);
-        }
+        self.hold(place.0, -1);
         self.drop_unused(place.0, &mut Vec::new());
     }
 
@@ -262,29 +361,38 @@ impl Table {
         self.pinned
     }
 
-    /// Follows a rename of what was known at `from`, and perhaps at `to`, before it.
-    pub fn moved(&mut self, from: Place, to: Place, exchanged: bool, over: Option<Arc<File>>) {
-        let (mover, other) = (self.at(&from), self.at(&to));
+    /// Follows a rename of what was known at `from`, and perhaps at `to`, before it. `over` is kept for
+    /// what was at `to`, as by [`Table::take`].
+    pub fn moved(&mut self, from: Place, to: Place, exchanged: bool, over: (Option<Opened>, bool)) {
+        let (mover, other) = (self.spot_at(&from), self.spot_at(&to));
+        let number = |found: &Option<(u64, Spot)>| found.as_ref().map(|(number, _)| *number);
         // Names of one file: the host has done nothing.
-        if mover.is_some() && mover == other {
+        if mover.is_some() && number(&mover) == number(&other) {
             return;
         }
         // A directory that a place is in must not go while nothing is in it for a moment.
         for folder in [from.0, to.0] {
             self.hold(folder, 1);
         }
-        self.take(&from, None);
-        self.take(&to, if exchanged { None } else { over });
-        if let Some(number) = mover {
-            self.put((to.0, Arc::clone(&to.1)), number, false);
+        self.take(&from, None, false);
+        let (descriptor, unlinked) = if exchanged { (None, false) } else { over };
+        self.take(&to, descriptor, unlinked);
+        if let Some((number, spot)) = mover {
+            self.put(Spot { place: to.clone(), ..spot }, number, false);
         }
-        if let Some(number) = other.filter(|_| exchanged) {
-            self.put((from.0, Arc::clone(&from.1)), number, false);
+        if let Some((number, spot)) = other.filter(|_| exchanged) {
+            self.put(Spot { place: from.clone(), ..spot }, number, false);
         }
         for folder in [from.0, to.0] {
             self.hold(folder, -1);
             self.drop_unused(folder, &mut Vec::new());
         }
+    }
+
+    fn spot_at(&self, place: &Place) -> Option<(u64, Spot)> {
+        let number = self.at(place)?;
+        let spot = self.known.get(&number)?.places.iter().find(|spot| spot.place == *place)?;
+        Some((number, spot.clone()))
     }
 
     fn hold(&mut self, folder: u64, change: i64) {
@@ -300,13 +408,14 @@ impl Table {
         if known.identity == identity {
             return;
         }
-        let before = std::mem::replace(&mut known.identity, identity);
-        let domain = known.domain.number();
-        self.release_identity(number, (domain, before));
-        self.identities.entry((domain, identity)).or_insert(Sharing::One(number));
+        let before = known.key();
+        known.identity = identity;
+        let now = known.key();
+        self.release_identity(number, before);
+        self.identities.entry(now).or_insert(Sharing::One(number));
     }
 
-    fn release_identity(&mut self, number: u64, key: (u64, Identity)) {
+    fn release_identity(&mut self, number: u64, key: Key) {
         if let Entry::Occupied(mut sharing) = self.identities.entry(key) {
             match sharing.get_mut() {
                 Sharing::One(other) if *other == number => drop(sharing.remove()),
@@ -338,14 +447,12 @@ impl Table {
                 continue;
             }
             let Some(known) = self.known.remove(&number) else { continue };
-            self.release_identity(number, (known.domain.number(), known.identity));
+            self.release_identity(number, known.key());
             self.pinned -= usize::from(known.pinned.is_some());
-            for place in &known.places {
+            for Spot { place, .. } in &known.places {
                 self.places.remove(place);
-                if let Some(folder) = self.known.get_mut(&place.0) {
-                    folder.children = folder.children.saturating_sub(1);
-                    unused.push(place.0);
-                }
+                self.hold(place.0, -1);
+                unused.push(place.0);
             }
             gone.push((number, known));
         }
@@ -355,7 +462,7 @@ impl Table {
     pub fn clear(&mut self) -> Vec<Known> {
         let Some(root) = self.known.remove(&ROOT) else { return Vec::new() };
         let gone = self.known.drain().map(|(_, known)| known).collect();
-        let key = (root.domain.number(), root.identity);
+        let key = root.key();
         self.known = HashMap::from([(ROOT, Known { children: 0, ..root })]);
         self.identities = HashMap::from([(key, Sharing::One(ROOT))]);
         self.places = HashMap::new();
