@@ -8,5 +8,4 @@ mod kernel;
 mod messages;
 mod mounts;
 mod operations;
-mod stage;
 mod vhost;

@@ -1,12 +1,11 @@
 //! File systems, each twice: one that is served and one to compare with.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
+use husk_stage::Stage;
 
 /// What a name can be on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,21 +24,7 @@ pub const PLACES: &[Kind] =
     &[Kind::Tmpfs, Kind::Ext4, Kind::Bind, Kind::Overlay, Kind::ScatteredOverlay];
 
 /// Two copies of one tree.
-pub struct Place {
-    folder: TempDir,
-    mounted: Vec<PathBuf>,
-}
-
-fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> bool {
-    let text = |text: &str| CString::new(text).unwrap();
-    let (source, kind, data) = (text(source), text(kind), text(data));
-    let target = text(target.to_str().unwrap());
-    // SAFETY: all texts are terminated and outlive the call.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
-    };
-    result == 0
-}
+pub struct Place(Stage);
 
 /// What is there at first: links of one file in both directories, links of another, single files.
 fn fill(folder: &Path, layer: u32) {
@@ -62,11 +47,8 @@ fn fill(folder: &Path, layer: u32) {
 impl Place {
     /// Makes both copies; `None` if this machine cannot.
     pub fn make(kind: Kind) -> Option<Self> {
-        // SAFETY: takes plain flags.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
-        assert!(mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, ""));
-        let mut place =
-            Self { folder: tempfile::tempdir_in("/dev/shm").unwrap(), mounted: Vec::new() };
+        husk_stage::leave_mounts().unwrap();
+        let place = Self(Stage::new_in("/dev/shm").unwrap());
         for copy in ["served", "plain"] {
             place.copy(copy, kind)?;
         }
@@ -74,46 +56,35 @@ impl Place {
     }
 
     pub fn served(&self) -> PathBuf {
-        self.folder.path().join("served")
+        self.0.path().join("served")
     }
 
     pub fn plain(&self) -> PathBuf {
-        self.folder.path().join("plain")
+        self.0.path().join("plain")
     }
 
-    fn folder(&self, copy: &str, name: &str) -> PathBuf {
-        let path = self.folder.path().join(format!("{copy}{name}"));
+    fn mount(&self, kind: &str, name: &str, data: &str) -> Option<()> {
+        match self.0.mount(kind, name, data) {
+            Ok(_) => Some(()),
+            Err(error) => {
+                husk_skip::skipped(format!("cannot mount {kind}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        let path = self.0.path().join(name);
         fs::create_dir(&path).unwrap();
         path
     }
 
-    fn mount(
-        &mut self,
-        what: &str,
-        target: &Path,
-        kind: &str,
-        flags: libc::c_ulong,
-        data: &str,
-    ) -> Option<()> {
-        if !mount(what, target, kind, flags, data) {
-            let error = std::io::Error::last_os_error();
-            husk_skip::skipped(format!("cannot mount {kind}: {error}"));
-            return None;
-        }
-        self.mounted.push(target.to_owned());
-        Some(())
-    }
-
-    fn tmpfs(&mut self, target: &Path) -> Option<()> {
-        self.mount("none", target, "tmpfs", 0, "")
-    }
-
-    fn copy(&mut self, copy: &str, kind: Kind) -> Option<()> {
-        let target = self.folder(copy, "");
+    fn copy(&self, copy: &str, kind: Kind) -> Option<()> {
+        let target = self.folder(copy);
         match kind {
-            Kind::Tmpfs => self.tmpfs(&target)?,
+            Kind::Tmpfs => self.mount("tmpfs", copy, "")?,
             Kind::Ext4 => {
-                let image = self.folder.path().join(format!("{copy}.img"));
+                let image = self.0.path().join(format!("{copy}.img"));
                 fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
                 let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
                 let made = made.is_ok_and(|status| status.success())
@@ -126,15 +97,17 @@ impl Place {
                     husk_skip::skipped("cannot mount ext4 by a loop device");
                     return None;
                 }
-                self.mounted.push(target.clone());
             }
             Kind::Bind => {
-                let (first, second) = (self.folder(copy, "-1"), self.folder(copy, "-2"));
-                self.tmpfs(&first)?;
-                self.mount(first.to_str().unwrap(), &second, "", libc::MS_BIND, "")?;
-                self.mount(second.to_str().unwrap(), &target, "", libc::MS_BIND, "")?;
+                let [first, second] = ["1", "2"].map(|number| format!("{copy}-{number}"));
+                for name in [&first, &second] {
+                    self.folder(name);
+                }
+                self.mount("tmpfs", &first, "")?;
+                self.0.bind(&first, &second).unwrap();
+                self.0.bind(&second, copy).unwrap();
             }
-            Kind::Overlay | Kind::ScatteredOverlay => return self.overlay(copy, kind, &target),
+            Kind::Overlay | Kind::ScatteredOverlay => return self.overlay(copy, kind),
         }
         fill(&target, 0);
         fs::remove_dir(target.join("s")).unwrap_err();
@@ -149,20 +122,19 @@ impl Place {
         Some(())
     }
 
-    fn overlay(&mut self, copy: &str, kind: Kind, target: &Path) -> Option<()> {
-        let base = self.folder(copy, "-layers");
-        let (low, top) = (base.join("low"), base.join("top"));
-        self.tmpfs(&base)?;
-        for folder in [&low, &top] {
-            fs::create_dir(folder).unwrap();
+    fn overlay(&self, copy: &str, kind: Kind) -> Option<()> {
+        let base = format!("{copy}-layers");
+        let (low, top) = (format!("{base}/low"), format!("{base}/top"));
+        self.folder(&base);
+        self.mount("tmpfs", &base, "")?;
+        for name in [&low, &top] {
+            self.folder(name);
             if kind == Kind::ScatteredOverlay {
-                self.tmpfs(folder)?;
+                self.mount("tmpfs", name, "")?;
             }
         }
-        let (lower, upper, work) = (low.join("l"), top.join("u"), top.join("w"));
-        for folder in [&lower, &upper, &work] {
-            fs::create_dir(folder).unwrap();
-        }
+        let lower = self.folder(&format!("{low}/l"));
+        let [upper, work] = ["u", "w"].map(|name| self.folder(&format!("{top}/{name}")));
         fill(&lower, 0);
         fill(&upper, 1);
         let data = format!(
@@ -171,16 +143,6 @@ impl Place {
             upper.display(),
             work.display()
         );
-        self.mount("overlay", target, "overlay", 0, &data)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for target in self.mounted.iter().rev() {
-            let target = CString::new(target.to_str().unwrap()).unwrap();
-            // SAFETY: the path is terminated.
-            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-        }
+        self.mount("overlay", copy, &data)
     }
 }
