@@ -176,7 +176,7 @@ impl Tree {
     /// Adds the handle of a file that was opened for `node`; the handle's number.
     fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
         let file = Arc::clone(&handle.file);
-        let number = self.handles.insert(handle)?;
+        let number = self.handles.insert(handle);
         let known = self.nodes.opened(node.number, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }

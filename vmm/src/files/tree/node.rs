@@ -377,6 +377,11 @@ impl Nodes {
         }
     }
 
+    /// Returns how many further nodes may be remembered.
+    pub fn room(&self) -> usize {
+        self.limits.nodes.saturating_sub(self.table().len())
+    }
+
     fn add(
         &self,
         mut table: RwLockWriteGuard<'_, Table>,
