@@ -302,15 +302,16 @@ impl World {
             fs::write(copy.join(name), "made anew").unwrap();
         }
         let Some(before) = before else { return };
-        self.entries.remove(name);
-        let now = self.node(name).unwrap();
-        assert_ne!(now, before, "the node of {name} after {:#?}", self.tail());
+        // Before its name leads to the new file.
         match self.client.call(3, before, &[0; 16]) {
             // A descriptor was at hand.
             Ok(bytes) if lost => assert_eq!(seen(&bytes[16..]).1, 0, "{:#?}", self.tail()),
             Ok(_) => {}
             Err(error) => assert_eq!(error, libc::ESTALE, "{:#?}", self.tail()),
         }
+        self.entries.remove(name);
+        let now = self.node(name).unwrap();
+        assert_ne!(now, before, "the node of {name} after {:#?}", self.tail());
         self.forget(before);
     }
 
