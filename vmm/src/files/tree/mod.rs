@@ -206,9 +206,10 @@ const OWN_DESCRIPTORS: usize = 256;
 /// caches from being reclaimed.
 const MOST_HELD: usize = 8192;
 
-/// Nodes that the guest may make the server remember: as many as fit into 4 GiB of a guest's memory,
-/// where each takes 1 KiB at least.
-const MOST_NODES: usize = 4 << 20;
+/// Nodes that the guest may make the server remember: as many as hash tables of 4 Mi buckets hold before
+/// they double. They take 2 GB then, and one more would make it 3; those of an honest guest take 3.5 GiB of
+/// its own memory, where each is 1 KiB at least.
+const MOST_NODES: usize = (4 << 20) / 8 * 7;
 
 /// Returns what the process can afford by its limit of descriptors.
 fn limits() -> io::Result<Limits> {
