@@ -91,13 +91,13 @@ pub struct PlacedVolume<'a> {
 }
 
 impl GuestSpec {
-    /// Takes in the volumes that were mounted, in the order of `volumes`, which is empty then.
+    /// Takes in the volumes that were mounted, in the order of `volumes`. Mounts that are added shift those
+    /// after them: the numbers in `volumes` are of no use then.
     pub fn place_volumes<'a>(&mut self, placed: impl IntoIterator<Item = PlacedVolume<'a>>) {
         let folder = Path::new(SHARE_PATH).join(VOLUMES);
-        let volumes = std::mem::take(&mut self.volumes);
         let Some(mounts) = self.spec.mounts_mut() else { return };
         let mut added = 0;
-        for ((number, _), placed) in volumes.into_iter().zip(placed) {
+        for ((number, _), placed) in self.volumes.iter().zip(placed) {
             let number = number + added;
             // The number was taken from this list.
             let mount = &mut mounts[number];
