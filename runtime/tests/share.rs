@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use husk_runtime::resource::{
     ContainerShare, RootfsMount, Share, SharedVolume, Sources, Volume, Volumes,
 };
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use husk_stage::Stage;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 /// Volumes that are laid out and removed, unless `HUSK_VOLUMES` says otherwise.
@@ -30,10 +29,7 @@ const NAMES: [&CStr; 7] = [c"c", c".volumes", c"rootfs", c"inner", c"0", c"1", c
 
 fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = husk_skip::spawn(|| {
-        let (none, private) = (None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
-        let own =
-            unshare(CloneFlags::CLONE_NEWNS).and_then(|()| mount(none, "/", none, private, none));
-        if own.is_err() {
+        if husk_stage::leave_mounts().is_err() {
             return husk_skip::skipped("no mount namespace can be made");
         }
         test();
@@ -52,12 +48,12 @@ struct Host {
     canary: PathBuf,
     source: PathBuf,
     image: PathBuf,
-    place: tempfile::TempDir,
+    place: Stage,
 }
 
 impl Host {
     fn new() -> Self {
-        let place = tempfile::tempdir().unwrap();
+        let place = Stage::new().unwrap();
         let path = |name: &str| place.path().join(name);
         let host =
             Self { canary: path("canary"), source: path("source"), image: path("image"), place };

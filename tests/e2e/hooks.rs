@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use husk_stage::Stage;
 use husk_tests::containerd::{Run, Runtime};
 use serde_json::{Value, json};
 
@@ -65,7 +66,7 @@ fn each_at_its_moment(runtime: Runtime) -> Result<()> {
 /// As nerdctl's and CNI's: what a hook mounts stays on the host, and the process that it is told of
 /// has the container's network.
 fn mounts_reach_the_host(runtime: Runtime) -> Result<()> {
-    let folder = tempfile::tempdir()?;
+    let folder = Stage::new()?;
     let path = folder.path().display();
     let line = format!(
         "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); readlink /proc/$pid/ns/net > {path}/net; \

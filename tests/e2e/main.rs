@@ -13,6 +13,7 @@ mod exit;
 mod faults;
 mod files;
 mod hooks;
+mod host;
 mod laid;
 mod mounts;
 mod network;
@@ -140,7 +141,12 @@ fn groups() -> Vec<Group> {
         cases.iter().map(move |case| Group { seconds, cases: vec![*case], runtimes, beside })
     };
     let mut groups = vec![
-        group(400, &[files::CASES, stdio::CASES, process::CASES, mounts::CASES], BOTH, true),
+        group(
+            420,
+            &[files::CASES, stdio::CASES, process::CASES, mounts::CASES, host::CASES],
+            BOTH,
+            true,
+        ),
         // Those for which the large image is imported.
         group(300, &[network::CASES, traffic::CASES, userland::CASES], BOTH, true),
         group(230, &[pods::CASES], BOTH, true),

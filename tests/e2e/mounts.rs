@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use husk_stage::Stage;
 use husk_tests::containerd::{Run, Runtime};
 use husk_tests::containerd::{finish, spawn};
 use husk_tests::wait::{PATIENCE, until_true};
@@ -87,7 +88,7 @@ const ONE_FILE_IN_SEVERAL_VOLUMES: Part =
 
 /// A container with folders and files of the host's.
 pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
-    let folder = tempfile::tempdir()?;
+    let folder = Stage::new()?;
     let at = |name: &str| folder.path().join(name);
     for name in
         ["folder", "kept", "outer", "outer/inner", "inner", "all", "all/inner", "flags", "twice"]
@@ -154,7 +155,7 @@ pub struct Bound {
     ran: Ran,
     // Before its folder goes.
     mounted: Mounted,
-    folder: tempfile::TempDir,
+    folder: Stage,
 }
 
 impl Bound {

@@ -49,10 +49,11 @@ impl<T: Send + Sync> End for Shared<T> {
 }
 
 /// Everything that is shared.
-fn all() -> [&'static dyn End; 16] {
+fn all() -> [&'static dyn End; 17] {
     [
         &crate::attack::OTHER,
         &crate::files::DEFAULT,
+        &crate::host::HOST,
         &crate::mounts::BOUND,
         &crate::mounts::SPECIFIED,
         &crate::process::FLAGGED,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use husk_stage::Stage;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     AttachRequest, Capability, ContainerConfig, ContainerMetadata, ContainerStats,
@@ -60,7 +61,7 @@ pub struct Pod {
     tokio: tokio::runtime::Runtime,
     client: Client,
     /// Where its containers' logs are, and what else it needs on the host.
-    pub folder: tempfile::TempDir,
+    pub folder: Stage,
 }
 
 /// What a pod is to be like; the rest is as the kubelet has it.
@@ -110,7 +111,7 @@ impl Pod {
         let mut client = RuntimeServiceClient::new(
             tokio.block_on(containerd_client::connect(SOCKET)).context("containerd")?,
         );
-        let folder = tempfile::tempdir_in("/var/lib")?;
+        let folder = Stage::new_in("/var/lib")?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-pod-{number}", runtime.name());
         let security = LinuxSandboxSecurityContext {

@@ -24,7 +24,7 @@ use crate::io::{StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
 use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
-use crate::spec::{GuestSpec, SpecError, translate};
+use crate::spec::{GuestSpec, PlacedVolume, SpecError, translate};
 
 /// How often an exec'd process that was given up is looked for.
 const FORGETTING: u32 = 10;
@@ -468,7 +468,11 @@ fn lay_out(
     let rootfs = if rootfs.is_empty() { &mounted } else { rootfs.as_slice() };
     let taken = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
     let taken = taken.collect::<Result<Vec<_>, _>>()?;
-    guest.place_volumes(taken.iter().map(|volume| (volume.name(), volume.read_only_by_host())));
+    guest.place_volumes(taken.iter().map(|volume| PlacedVolume {
+        name: volume.name(),
+        read_only_by_host: volume.read_only_by_host(),
+        procfs: volume.procfs(),
+    }));
     let files = ContainerShare::create(share, id, rootfs, taken)?;
     Ok((request, guest, files))
 }

@@ -35,13 +35,27 @@ impl MountTable {
 
     /// The lines of the mounts beneath the folder `path`, which lies on `mount`, in a steady order.
     pub(super) fn beneath(&self, mount: u64, path: &Path) -> Vec<Vec<u8>> {
-        let beneath = |entry: &&Entry| {
-            entry.point.starts_with(path) && entry.point != path && self.hangs_on(entry, mount)
-        };
-        let mut lines: Vec<_> =
-            self.0.values().filter(beneath).map(|entry| entry.line.clone()).collect();
+        let entries = self.entries_beneath(mount, path);
+        let mut lines: Vec<_> = entries.map(|(_, entry)| entry.line.clone()).collect();
         lines.sort();
         lines
+    }
+
+    /// The numbers and the paths, relative to the folder `path` on `mount`, of all of a procfs that is
+    /// mounted beneath it, in the order of the paths. Some may be hidden by other mounts.
+    pub(super) fn procfs_beneath(&self, mount: u64, path: &Path) -> Vec<(u64, PathBuf)> {
+        let whole = self.entries_beneath(mount, path).filter(|(_, entry)| entry.is_procfs());
+        let mut found: Vec<_> = whole
+            .filter_map(|(id, entry)| Some((*id, entry.point.strip_prefix(path).ok()?.to_owned())))
+            .collect();
+        found.sort_by(|(_, one), (_, other)| one.cmp(other));
+        found
+    }
+
+    fn entries_beneath(&self, mount: u64, path: &Path) -> impl Iterator<Item = (&u64, &Entry)> {
+        self.0.iter().filter(move |(_, entry)| {
+            entry.point.starts_with(path) && entry.point != path && self.hangs_on(entry, mount)
+        })
     }
 
     fn hangs_on(&self, entry: &Entry, mount: u64) -> bool {
@@ -66,6 +80,13 @@ impl Entry {
         let (id, parent) = (number()?, number()?);
         let point = fields.nth(2)?;
         Some((id, Self { parent, point: unescaped(point), line: line.to_vec() }))
+    }
+
+    /// Whether it is a procfs, and not a part of one.
+    fn is_procfs(&self) -> bool {
+        let mut fields = self.line.split(|&byte| byte == b' ');
+        let whole = fields.nth(3) == Some(b"/");
+        whole && fields.skip_while(|field| *field != b"-").nth(1) == Some(b"proc")
     }
 }
 
@@ -106,6 +127,20 @@ mod tests {
         assert!(lines(3, "/a b/c").is_empty());
         assert_eq!(table.at(4).unwrap(), b"4 1 0:4 / /a\\040bc rw - tmpfs z rw");
         assert_eq!(table.at(9), None);
+    }
+
+    #[test]
+    fn procfs_beneath_a_folder() {
+        let text = b"1 0 0:1 / / rw - ext4 /dev/a rw\n\
+            2 1 0:2 / /proc rw shared:1 - proc proc rw\n\
+            3 2 0:3 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n\
+            4 1 0:2 /sys /srv/part rw - proc proc rw\n\
+            5 1 0:4 / /srv/jail/proc rw - proc none rw\n";
+        let table = MountTable::parse(text);
+        let found = |mount, path: &str| table.procfs_beneath(mount, Path::new(path));
+        assert_eq!(found(1, "/"), [(2, "proc".into()), (5, "srv/jail/proc".into())]);
+        assert_eq!(found(1, "/srv"), [(5, "jail/proc".into())]);
+        assert_eq!(found(2, "/proc"), []);
     }
 
     #[test]

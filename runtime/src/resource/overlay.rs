@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn overlays_of_few_and_many_layers() {
         with_own_mounts(|| {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let path = |name: String| place.path().join(name).to_string_lossy().into_owned();
             // Overlays do not lie on every file system.
             let mounted = Detached::new("tmpfs", "test", &MountOptions::default()).unwrap();

@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn a_target_is_no_link_of_the_image() {
         with_own_mounts(|| {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let image = place.path().join("image");
             std::fs::create_dir_all(image.join("real/deep")).unwrap();
             std::os::unix::fs::symlink("/etc", image.join("out")).unwrap();

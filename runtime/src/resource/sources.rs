@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, StatxFlags};
+use nix::mount::MsFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 
 use super::detached::{Detached, errno, find};
 use super::mount_table::MountTable;
@@ -66,6 +67,8 @@ pub(super) struct Opened {
     pub(super) identity: Identity,
     /// Whether file systems are mounted beneath it.
     pub(super) has_mounts: bool,
+    /// Where the clone has a procfs, relative to the source.
+    pub(super) procfs: Vec<PathBuf>,
 }
 
 /// The identity of a source, for as long as a mount of it is held: that keeps its inode, whose number can be
@@ -122,20 +125,35 @@ impl Opened {
     fn open(path: &Path, options: &MountOptions) -> io::Result<Self> {
         let source = find(path)?;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let status = rustix::fs::statx(&source, c"", AtFlags::EMPTY_PATH, wanted).map_err(errno)?;
+        let status = statx(&source, c"", AtFlags::EMPTY_PATH, wanted).map_err(errno)?;
         let kind = VolumeKind::of_mode(status.stx_mode.into());
         let mount = Detached::clone_of(&source, options)?;
         let path = path_of(&source)?;
         let table = MountTable::read()?;
         let beneath = table.beneath(status.stx_mnt_id, &path);
+        let mut procfs = Vec::new();
+        if options.flags.contains(MsFlags::MS_REC) {
+            let found = table.procfs_beneath(status.stx_mnt_id, &path);
+            let shown = found.into_iter().filter(|(mount, at)| is_shown(&source, at, *mount));
+            procfs.extend(shown.map(|(_, at)| at));
+        }
         let identity = Identity {
             device: (status.stx_dev_major, status.stx_dev_minor),
             inode: status.stx_ino,
             mounts: table.at(status.stx_mnt_id).into_iter().chain(beneath.clone()).collect(),
             path,
         };
-        Ok(Self { mount, kind, identity, has_mounts: !beneath.is_empty() })
+        Ok(Self { mount, kind, identity, has_mounts: !beneath.is_empty(), procfs })
     }
+}
+
+/// Whether the folder `at` beneath `source` is the root of `mount`, and not of one that hides it.
+fn is_shown(source: &OwnedFd, at: &Path, mount: u64) -> bool {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    openat2(source, at, flags, Mode::empty(), resolve)
+        .and_then(|root| statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID))
+        .is_ok_and(|status| status.stx_mnt_id == mount)
 }
 
 /// The path of an open file without links.

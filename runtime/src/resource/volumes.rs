@@ -52,6 +52,7 @@ type Key = (Identity, Vec<String>);
 pub struct SharedVolume {
     name: String,
     read_only_by_host: bool,
+    procfs: Vec<PathBuf>,
     // In the order of dropping.
     _point: Point,
     _group: Option<Arc<Group>>,
@@ -67,6 +68,12 @@ impl SharedVolume {
     /// it may be: a read-only mount of the guest's would keep it from all.
     pub fn read_only_by_host(&self) -> bool {
         self.read_only_by_host
+    }
+
+    /// Where a procfs of the host's is in the volume, as paths relative to its root. A volume that is a
+    /// procfs itself has none.
+    pub fn procfs(&self) -> &[PathBuf] {
+        &self.procfs
     }
 }
 
@@ -90,7 +97,7 @@ impl Volumes {
         // Not under the lock: a file system that does not answer holds up its own containers only.
         let opened = opened
             .map_err(|error| ResourceError::Source { path: source.clone(), source: error })?;
-        let Opened { mount, kind, identity, has_mounts } = opened;
+        let Opened { mount, kind, identity, has_mounts, procfs } = opened;
         let read_only_by_host = may_be_mixed(&options, has_mounts);
         let device = identity.device;
         // Only if the guest's kernel judges who may write: the file server writes by any volume of the
@@ -108,7 +115,7 @@ impl Volumes {
         let name = group.as_ref().map_or(name.clone(), |group| format!("{}/{name}", group.name));
         let place = Path::new(VOLUMES).join(&name);
         let point = volume::attach(mount, kind, source, &self.share, place)?;
-        let shared = SharedVolume { name, read_only_by_host, _point: point, _group: group };
+        let shared = SharedVolume { name, read_only_by_host, procfs, _point: point, _group: group };
         let shared = Arc::new(shared);
         held.volumes.insert(key, Arc::downgrade(&shared));
         Ok(shared)
@@ -159,19 +166,19 @@ mod tests {
         source: PathBuf,
         volumes: Volumes,
         share: Arc<Share>,
-        _place: tempfile::TempDir,
+        place: husk_stage::Stage,
     }
 
     impl Stage {
         fn new(host: HostMounts) -> Self {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let source = place.path().join("source");
             std::fs::create_dir_all(source.join("beneath")).unwrap();
             std::fs::write(source.join("file"), "text").unwrap();
             let sources = Sources::new(host, place.path().join("etc"));
             let share = Share::create(place.path().join("share"), sources).unwrap();
             let volumes = Volumes::create(&share).unwrap();
-            Self { source, volumes, share, _place: place }
+            Self { source, volumes, share, place }
         }
 
         fn take(&self, options: &[&str]) -> Arc<SharedVolume> {
@@ -328,7 +335,7 @@ mod tests {
     fn what_the_host_mounts_later_is_a_source_though_its_root_is_private() {
         with_own_mounts(|| {
             let host = File::open("/proc/thread-self/ns/mnt").unwrap();
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let late = place.path().join("late");
             std::fs::create_dir(&late).unwrap();
             let (left, has_left) = std::sync::mpsc::channel();
@@ -353,6 +360,30 @@ mod tests {
             mounted.send(()).unwrap();
             shim.join().unwrap();
             umount2(&late, MntFlags::empty()).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_procfs_beneath_is_told_where_it_shows() {
+        if !Path::new("/run/machine").exists() {
+            return husk_skip::skipped("a procfs is mounted in the test machine only");
+        }
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            for name in ["proc", "hidden/proc", "part"] {
+                std::fs::create_dir_all(stage.source.join(name)).unwrap();
+            }
+            let place = &stage.place;
+            for name in ["source/proc", "source/hidden/proc"] {
+                place.mount("proc", name, "").unwrap();
+            }
+            place.bind("source/proc/sys", "source/part").unwrap();
+            place.mount("tmpfs", "source/hidden", "").unwrap();
+            let procfs = |options: &[&str]| stage.take(options).procfs().to_vec();
+            assert_eq!(procfs(&["rbind", "ro"]), [Path::new("proc")]);
+            assert!(procfs(&["bind"]).is_empty());
+            let whole = Volume { source: stage.source.join("proc"), options: vec!["rbind".into()] };
+            assert!(stage.volumes.take(&whole).unwrap().procfs().is_empty());
         });
     }
 

@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_the_engine_left_out_is_mounted_and_nothing_else() {
         with_own_mounts(|| {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let folder = place.path().join("etc");
             let files = EtcFiles(vec![("hosts", "h".to_owned()), ("hostname", "pod\n".to_owned())]);
             let written = WrittenEtc::write(folder.clone(), &files).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_guest_fills_its_own_room_only() {
         with_own_mounts(|| {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let files = EtcFiles(vec![("hosts", "h".to_owned())]);
             let written = WrittenEtc::write(place.path().join("etc"), &files).unwrap();
             let filled = std::fs::write(place.path().join("etc/hosts"), vec![0; 2 << 20]);
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn a_container_that_is_in_no_pod_stays_as_it_is() {
         with_own_mounts(|| {
-            let place = tempfile::tempdir().unwrap();
+            let place = husk_stage::Stage::new().unwrap();
             let files = EtcFiles(vec![("hosts", String::new())]);
             let written = WrittenEtc::write(place.path().join("etc"), &files).unwrap();
             let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.1.0"})).unwrap();

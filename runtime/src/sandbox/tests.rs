@@ -371,7 +371,7 @@ pub(crate) struct Stage {
     mood: Arc<Mutex<Mood>>,
     server: Server,
     // Last: the share is mounted in it.
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: husk_stage::Stage,
 }
 
 /// A machine of the default size that can grow to four processors and 4 GiB.
@@ -384,7 +384,7 @@ fn plan() -> SizePlan {
 }
 
 pub(crate) async fn stage() -> Stage {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = husk_stage::Stage::new().unwrap();
     let log = Logger::root(slog::Discard, slog::o!());
     let (ours, theirs) = husk_control::socket_pair().unwrap();
     let fake = Arc::new(FakeMachine {

@@ -19,5 +19,5 @@ pub use linux::is_sandbox_sysctl;
 pub use membership::{Membership, sandbox_of};
 pub use process::translate_process;
 pub use resources::translate_resources;
-pub use translate::{GuestSpec, translate};
+pub use translate::{GuestSpec, PlacedVolume, translate};
 pub use unknown::parse;

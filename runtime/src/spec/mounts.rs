@@ -1,7 +1,7 @@
 //! `mounts`: file systems of the kernel's are the guest's; binds go through the shared folder.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use husk_agent_protocols::SHARED_MEMORY_PATH;
 use oci_spec::runtime::Mount;
@@ -25,6 +25,9 @@ const HOST_OPTIONS: [&str; 10] =
 
 /// What /dev/shm gets when it was to be shared with the host.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+
+/// What a procfs of the guest's gets that is in the place of one of the host's.
+const PROCFS_OPTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
 /// Translates the list in place and returns what has to be bound, with its number in the list.
 pub(super) fn translate(
@@ -69,6 +72,24 @@ pub(super) fn translate(
         }
     }
     Ok(volumes)
+}
+
+/// The mounts that put a procfs of the guest's in the place of each of the host's that the volume of the
+/// bind `mount` has at `places`. A program in the host's tree (`chroot /host findmnt`) looks for itself
+/// there, and on the host the process that looks is the file server.
+pub(super) fn own_procfs(mount: &Mount, places: &[PathBuf]) -> Vec<Mount> {
+    let mut access = mount.options().iter().flatten().filter(|o| matches!(o.as_str(), "ro" | "rw"));
+    let read_only = access.next_back().is_some_and(|option| option == "ro");
+    let options: Vec<_> = PROCFS_OPTIONS.into_iter().chain(read_only.then_some("ro")).collect();
+    let own = |place: &PathBuf| {
+        let mut own = Mount::default();
+        own.set_destination(mount.destination().join(place));
+        own.set_typ(Some("proc".to_owned()));
+        own.set_source(Some("proc".into()));
+        own.set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
+        own
+    };
+    places.iter().map(own).collect()
 }
 
 fn is_bind(mount: &Mount) -> bool {

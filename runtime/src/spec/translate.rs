@@ -79,21 +79,37 @@ pub fn translate(
     Ok(GuestSpec { spec, volumes, sandbox_sysctls, hooks, root: host_root })
 }
 
+/// A volume that was mounted into the shared folder.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedVolume<'a> {
+    /// The name in the folder of volumes.
+    pub name: &'a str,
+    /// Whether the host alone keeps it from being written to.
+    pub read_only_by_host: bool,
+    /// Where a procfs of the host's is in it.
+    pub procfs: &'a [PathBuf],
+}
+
 impl GuestSpec {
-    /// Takes in the volumes that were mounted, in the order of `volumes`: their names, and whether the
-    /// host alone keeps them from being written to.
-    pub fn place_volumes<'a>(&mut self, placed: impl IntoIterator<Item = (&'a str, bool)>) {
+    /// Takes in the volumes that were mounted, in the order of `volumes`. Mounts that are added shift those
+    /// after them: the numbers in `volumes` are of no use then.
+    pub fn place_volumes<'a>(&mut self, placed: impl IntoIterator<Item = PlacedVolume<'a>>) {
         let folder = Path::new(SHARE_PATH).join(VOLUMES);
         let Some(mounts) = self.spec.mounts_mut() else { return };
-        for ((number, _), (name, read_only_by_host)) in self.volumes.iter().zip(placed) {
+        let mut added = 0;
+        for ((number, _), placed) in self.volumes.iter().zip(placed) {
+            let number = number + added;
             // The number was taken from this list.
-            let mount = &mut mounts[*number];
-            mount.set_source(Some(folder.join(name)));
-            if read_only_by_host {
+            let mount = &mut mounts[number];
+            let own = mounts::own_procfs(mount, placed.procfs);
+            mount.set_source(Some(folder.join(placed.name)));
+            if placed.read_only_by_host {
                 let mut options = mount.options().clone().unwrap_or_default();
                 options.retain(|option| option != "ro");
                 mount.set_options(Some(options));
             }
+            added += own.len();
+            mounts.splice(number + 1..=number, own);
         }
     }
 
@@ -180,6 +196,10 @@ mod tests {
         let (parent, name) = place.rsplit_once('/').unwrap();
         spec.pointer_mut(parent).unwrap()[name] = value;
         spec
+    }
+
+    fn placed(name: &str) -> PlacedVolume<'_> {
+        PlacedVolume { name, read_only_by_host: false, procfs: &[] }
     }
 
     fn refusal(place: &str, value: Value) -> String {
@@ -285,16 +305,42 @@ mod tests {
             {"destination": "/mask", "type": "bind", "source": "/dev/null"},
         ]);
         let (_, mut guest) = run(with("/mounts", mounts.clone())).unwrap();
-        guest.place_volumes([("8-1-2/7", false), ("0", false)]);
+        let sources: Vec<_> = guest.volumes.iter().map(|(_, volume)| &volume.source).collect();
+        assert_eq!(sources, [Path::new("/host/file"), Path::new("/host/folder")]);
+        assert_eq!(guest.volumes[0].1.options, ["ro"]);
+        guest.place_volumes(["8-1-2/7", "0"].map(placed));
         let spec = serde_json::to_value(&guest.spec).unwrap();
         assert_eq!(spec["mounts"][0], mounts[0]);
         assert_eq!(spec["mounts"][1], mounts[1]);
         assert_eq!(spec["mounts"][2]["source"], "/run/husk/share/.volumes/8-1-2/7");
         assert_eq!(spec["mounts"][3]["source"], "/run/husk/share/.volumes/0");
         assert_eq!(spec["mounts"][4]["source"], "/dev/null");
-        let sources: Vec<_> = guest.volumes.iter().map(|(_, volume)| &volume.source).collect();
-        assert_eq!(sources, [Path::new("/host/file"), Path::new("/host/folder")]);
-        assert_eq!(guest.volumes[0].1.options, ["ro"]);
+    }
+
+    #[test]
+    fn a_procfs_beneath_a_volume_is_the_guests() {
+        let mounts = json!([
+            {"destination": "/a", "type": "bind", "source": "/host/folder", "options": ["rbind", "ro"]},
+            {"destination": "/b", "type": "bind", "source": "/host/folder", "options": ["rbind"]},
+            {"destination": "/a/proc", "type": "bind", "source": "/host/file"},
+        ]);
+        let (_, mut guest) = run(with("/mounts", mounts)).unwrap();
+        let procfs = ["proc".into(), "srv/x y/proc".into()];
+        let (one, other) = (&procfs[..1], &procfs[..]);
+        guest.place_volumes([
+            PlacedVolume { procfs: one, read_only_by_host: true, ..placed("0") },
+            PlacedVolume { procfs: other, ..placed("1") },
+            placed("2"),
+        ]);
+        let spec = serde_json::to_value(&guest.spec).unwrap();
+        let list: Vec<_> = spec["mounts"].as_array().unwrap().iter().collect();
+        let places: Vec<_> = list.iter().map(|mount| &mount["destination"]).collect();
+        assert_eq!(places, ["/a", "/a/proc", "/b", "/b/proc", "/b/srv/x y/proc", "/a/proc"]);
+        let own = json!({"destination": "/a/proc", "type": "proc", "source": "proc",
+            "options": ["nosuid", "nodev", "noexec", "ro"]});
+        assert_eq!(list[1], &own);
+        assert_eq!(list[3]["options"], json!(["nosuid", "nodev", "noexec"]));
+        assert_eq!(list[5]["source"], "/run/husk/share/.volumes/2");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use husk_agent_protocols::{SANDBOX_PID_NAMESPACE, SHARE_PATH, SHARED_MEMORY_PATH};
 use husk_configuration::Configuration;
 use husk_runtime::resource::{Limits, MountOptions, SizingRules, VolumeKind};
-use husk_runtime::spec::{GuestSpec, parse, sandbox_of, translate};
+use husk_runtime::spec::{GuestSpec, PlacedVolume, parse, sandbox_of, translate};
 use nix::mount::MsFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
@@ -77,7 +77,12 @@ pub fn run(data: &[u8]) {
         Err(error) => return drop(error.to_string()),
     };
     let names: Vec<String> = (0..guest.volumes.len()).map(|number| number.to_string()).collect();
-    guest.place_volumes(names.iter().map(|name| (name.as_str(), false)));
+    let procfs = ["proc".into()];
+    guest.place_volumes(names.iter().map(|name| PlacedVolume {
+        name,
+        read_only_by_host: name.len() > 1,
+        procfs: &procfs,
+    }));
     check(&guest);
     let _ = guest.refuse_sandbox_sysctls();
     let written = serde_json::to_vec(&guest.spec).expect("JSON");

@@ -10,10 +10,16 @@ use anyhow::{Result, ensure};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 /// One file whose extended attributes are asked for.
-struct Attributes(CString);
+pub struct Attributes(CString);
 
 impl Attributes {
-    fn set(&self, name: &CStr, value: &[u8], flags: i32) -> Option<i32> {
+    /// Names the file.
+    pub fn of(path: &Path) -> Result<Self> {
+        Ok(Self(CString::new(path.as_os_str().as_encoded_bytes())?))
+    }
+
+    /// Sets an attribute; the error's number.
+    pub fn set(&self, name: &CStr, value: &[u8], flags: i32) -> Option<i32> {
         // SAFETY: both strings end in NUL, and the length is the value's.
         let done = unsafe {
             libc::setxattr(
@@ -27,7 +33,8 @@ impl Attributes {
         (done != 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
     }
 
-    fn get(&self, name: &CStr, room: usize) -> Result<Vec<u8>, i32> {
+    /// Returns the value of an attribute, or the error's number.
+    pub fn get(&self, name: &CStr, room: usize) -> Result<Vec<u8>, i32> {
         let mut value = vec![0_u8; room];
         // SAFETY: both strings end in NUL, and the buffer is as large as it says.
         let count = unsafe {
@@ -42,7 +49,15 @@ impl Attributes {
         Ok(value)
     }
 
-    fn names(&self) -> Result<Vec<String>> {
+    /// Removes an attribute; the error's number.
+    pub fn remove(&self, name: &CStr) -> Option<i32> {
+        // SAFETY: both strings end in NUL.
+        let done = unsafe { libc::removexattr(self.0.as_ptr(), name.as_ptr()) };
+        (done != 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+
+    /// Returns the names of all attributes.
+    pub fn names(&self) -> Result<Vec<String>> {
         let mut list = vec![0_u8; 4096];
         // SAFETY: the string ends in NUL, and the buffer is as large as it says.
         let count =
@@ -58,7 +73,7 @@ impl Attributes {
 pub fn extended(folder: &str) -> Result<()> {
     let path = Path::new(folder).join("extended");
     fs::write(&path, "")?;
-    let file = Attributes(CString::new(path.as_os_str().as_encoded_bytes())?);
+    let file = Attributes::of(&path)?;
     ensure!(file.get(c"user.one", 100) == Err(libc::ENODATA));
     ensure!(file.set(c"user.one", b"first", libc::XATTR_REPLACE) == Some(libc::ENODATA));
     ensure!(file.set(c"user.one", b"first", libc::XATTR_CREATE).is_none(), "create");
@@ -74,8 +89,7 @@ pub fn extended(folder: &str) -> Result<()> {
     names.retain(|name| name.starts_with("user."));
     names.sort();
     ensure!(names == ["user.large", "user.one", "user.two"], "{names:?}");
-    // SAFETY: both strings end in NUL.
-    ensure!(unsafe { libc::removexattr(file.0.as_ptr(), c"user.two".as_ptr()) } == 0);
+    ensure!(file.remove(c"user.two").is_none());
     ensure!(file.get(c"user.two", 100) == Err(libc::ENODATA));
     ensure!(file.set(c"nosuch.space", b"x", 0) == Some(libc::EOPNOTSUPP));
     fs::remove_file(&path)?;

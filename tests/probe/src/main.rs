@@ -6,6 +6,7 @@
 mod attack;
 mod attributes;
 mod files;
+mod judged;
 mod locks;
 mod names;
 mod process;
@@ -37,6 +38,10 @@ fn main() -> Result<()> {
         ["extended", folder] => attributes::extended(folder)?,
         ["times", folder] => attributes::times(folder)?,
         ["statistics", folder] => attributes::statistics(folder)?,
+        ["groups", folder] => judged::groups(folder)?,
+        ["append-only", folder] => judged::append_only(folder)?,
+        ["birth", path] => judged::birth(path)?,
+        ["trusted", folder] => judged::trusted(folder)?,
         ["append", folder] => together::append(folder)?,
         ["copy", folder] => together::copy(folder)?,
         ["watch", folder] => together::watch(folder)?,

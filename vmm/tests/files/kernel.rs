@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+use husk_stage::Stage;
+
 use crate::client::{Server, is_root, word};
-use crate::stage::Stage;
 
 /// Carries messages between the kernel and one channel, as the machine does for a guest.
 fn carry(mut device: File, mut channel: UnixStream) {
@@ -38,7 +39,7 @@ fn mount_served(server: &mut Server, at: &Stage) {
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
-    at.mount("fuse", "", &data);
+    at.mount("fuse", "", &data).unwrap();
     for channel in server.channels.drain(..) {
         let device = device.try_clone().unwrap();
         std::thread::spawn(|| carry(device, channel));
@@ -112,7 +113,7 @@ fn a_shell_works_in_the_folder() {
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
         return husk_skip::skipped("/dev/fuse does not open here");
     }
-    let (folder, at) = (Stage::new(), Stage::new());
+    let (folder, at) = (Stage::apart().unwrap(), Stage::new().unwrap());
     let mut server = Server::start(folder.path(), 3);
     mount_served(&mut server, &at);
     let output = Command::new("sh").args(["-c", SCRIPT]).current_dir(at.path()).output();

@@ -8,6 +8,5 @@ mod kernel;
 mod messages;
 mod mounts;
 mod operations;
-mod stage;
 mod vhost;
 mod volumes;

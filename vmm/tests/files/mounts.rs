@@ -1,14 +1,15 @@
 //! Mounts below the folder.
 
+use husk_stage::Stage;
+
 use crate::client::{Server, is_root, terminated, words};
-use crate::stage::Stage;
 
 #[test]
 fn mounts_made_later_show_and_are_told_apart() {
     if !is_root() {
         return;
     }
-    let folder = Stage::new();
+    let folder = Stage::apart().unwrap();
     for name in ["one", "two", "bound", "plain"] {
         std::fs::create_dir(folder.path().join(name)).unwrap();
     }
@@ -18,10 +19,10 @@ fn mounts_made_later_show_and_are_told_apart() {
     let before = client.lookup(1, "one").unwrap();
     assert_eq!(before.flags, 0);
     for name in ["one", "two"] {
-        let at = folder.mount("tmpfs", name, "");
+        let at = folder.mount("tmpfs", name, "").unwrap();
         std::fs::write(at.join("file"), name).unwrap();
     }
-    folder.bind("plain", "bound");
+    folder.bind("plain", "bound").unwrap();
     let one = client.lookup(1, "one").unwrap();
     let two = client.lookup(1, "two").unwrap();
     assert_ne!(one.node, before.node);
@@ -42,7 +43,7 @@ fn mounts_made_later_show_and_are_told_apart() {
     assert_eq!(direct.inode, through.inode);
     assert_ne!(direct.node, through.node);
     // Read-only mounts refuse, whoever asks.
-    folder.make_read_only("bound");
+    folder.make_read_only("bound").unwrap();
     let created = client.create(bound.node, "new", libc::O_RDWR, libc::S_IFREG | 0o600, 0);
     assert_eq!(created.unwrap_err(), libc::EROFS);
     assert_eq!(client.open(through.node, libc::O_RDWR), Err(libc::EROFS));
@@ -54,8 +55,8 @@ fn without_acls_no_file_has_one() {
     if !is_root() {
         return;
     }
-    let folder = Stage::new();
-    folder.mount("ramfs", "", "");
+    let folder = Stage::apart().unwrap();
+    folder.mount("ramfs", "", "").unwrap();
     let mut server = Server::start(folder.path(), 1);
     let mut client = server.client();
     let mut get = |name: &str| {

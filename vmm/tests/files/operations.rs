@@ -5,10 +5,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use husk_control::VolumeRules;
+use husk_stage::Stage;
 use tempfile::{TempDir, tempdir};
 
 use crate::client::{Client, Server, is_root, long, longs, terminated, word, words};
-use crate::stage::Stage;
 
 const ROOT: u64 = 1;
 const DIRECT_IO: u32 = 1;
@@ -23,7 +23,7 @@ const NO_DUMP: u32 = 0x40;
 
 /// A folder as the shim lays it out, whose volume 0 is what is mounted on `.volumes/0`.
 fn stage() -> Stage {
-    let stage = Stage::new();
+    let stage = Stage::apart().unwrap();
     std::fs::create_dir_all(stage.path().join(".volumes/0")).unwrap();
     stage
 }
@@ -40,7 +40,7 @@ fn serve_procfs() -> Option<(Stage, Server)> {
         return None;
     }
     let stage = stage();
-    stage.mount("proc", ".volumes/0", "");
+    stage.mount("proc", ".volumes/0", "").unwrap();
     let server = serve(&stage);
     Some((stage, server))
 }
@@ -184,8 +184,8 @@ fn inode_flags_are_set_and_the_protecting_ones_on_volumes_only() {
     if !set_flags(&file, APPEND) || !set_flags(&file, 0) {
         return husk_skip::skipped("no append-only files here");
     }
-    stage.bind("source", ".volumes/0");
-    stage.bind("beside", "container");
+    stage.bind("source", ".volumes/0").unwrap();
+    stage.bind("beside", "container").unwrap();
     let mut server = serve(&stage);
     let mut client = server.client();
     let volume = walk(&mut client, &[".volumes", "0", "file"]).unwrap();
@@ -313,9 +313,9 @@ fn names_and_single_files_of_volumes_are_believed_for_no_time() {
         std::fs::write(stage.path().join(name), "").unwrap();
     }
     std::fs::create_dir(stage.path().join("container")).unwrap();
-    stage.bind("source", ".volumes/0");
-    stage.bind("source", "container");
-    stage.bind("source/file", ".volumes/1");
+    stage.bind("source", ".volumes/0").unwrap();
+    stage.bind("source", "container").unwrap();
+    stage.bind("source/file", ".volumes/1").unwrap();
     let mut server = serve(&stage);
     let mut client = server.client();
     // LOOKUP: seconds for the name, seconds for the attributes.

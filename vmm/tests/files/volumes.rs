@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use husk_control::VolumeRules;
+use husk_stage::Stage;
 
 use crate::client::{Client, Entry, Server, is_root, long, longs, terminated, words};
-use crate::stage::Stage;
 
 const ROOT: u64 = 1;
 const SUBMOUNT: u32 = 1;
@@ -15,8 +15,8 @@ const SUBMOUNT: u32 = 1;
 /// A share with five volumes in the group `g`: 0 is the folder `disk/top`, 1 is its subfolder, 2 is a file of
 /// that, 3 is the top again, read-only, and 4 is of another device.
 fn stage(kind: &str) -> Option<Stage> {
-    let stage = Stage::new();
-    stage.mount("tmpfs", "", "");
+    let stage = Stage::apart().unwrap();
+    stage.mount("tmpfs", "", "").unwrap();
     let at = |name: &str| stage.path().join(name);
     for name in ["disk", "other", ".volumes/g/0", ".volumes/g/1", ".volumes/g/3", ".volumes/g/4"] {
         fs::create_dir_all(at(name)).unwrap();
@@ -34,10 +34,10 @@ fn stage(kind: &str) -> Option<Stage> {
         ("disk/top/sub/file", ".volumes/g/2"),
         ("disk/top", ".volumes/g/3"),
     ] {
-        stage.bind(source, volume);
+        stage.bind(source, volume).unwrap();
     }
-    stage.make_read_only(".volumes/g/3");
-    stage.mount("tmpfs", ".volumes/g/4", "");
+    stage.make_read_only(".volumes/g/3").unwrap();
+    stage.mount("tmpfs", ".volumes/g/4", "").unwrap();
     Some(stage)
 }
 
@@ -61,11 +61,11 @@ fn fill(stage: &Stage, kind: &str) -> bool {
             let [lower, upper, work] =
                 ["lower", "upper", "work"].map(|name| at(name).display().to_string());
             let data = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-            stage.mount("overlay", "disk", &data);
+            stage.mount("overlay", "disk", &data).unwrap();
             true
         }
         kind => {
-            stage.mount(kind, "disk", "");
+            stage.mount(kind, "disk", "").unwrap();
             true
         }
     }
@@ -196,7 +196,7 @@ fn a_file_goes_on_when_one_of_its_volumes_or_names_is_gone() {
         assert_eq!(walk(client, "1/file").unwrap().node, file.node);
         assert_eq!(walk(client, "2").unwrap().node, file.node);
         let folder = walk(client, "1").unwrap();
-        stage.unmount(".volumes/g/0");
+        stage.unmount(".volumes/g/0").unwrap();
         fs::remove_dir(stage.path().join(".volumes/g/0")).unwrap();
         assert_eq!(walk(client, "0").unwrap().node, 0);
         crowd(client, folder.node);
@@ -220,10 +220,10 @@ fn a_file_goes_on_when_one_of_its_volumes_or_names_is_gone() {
 fn a_folder_of_a_volume_is_another_when_that_is_mounted_again() {
     on_each(|stage, client, kind| {
         let before = walk(client, "0/sub").unwrap();
-        stage.unmount(".volumes/g/0");
+        stage.unmount(".volumes/g/0").unwrap();
         fs::create_dir(stage.path().join(".volumes/g/5")).unwrap();
         // The mount's id is given again.
-        stage.bind("disk/top", ".volumes/g/5");
+        stage.bind("disk/top", ".volumes/g/5").unwrap();
         let again = walk(client, "5/sub").unwrap();
         assert_ne!(again.node, before.node, "{kind}");
         client.create(again.node, "new", libc::O_RDWR, 0o600, 0).unwrap();

@@ -1,12 +1,11 @@
 //! File systems, each twice: one that is served and one to compare with.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
+use husk_stage::Stage;
 
 /// What a name can be on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,21 +31,14 @@ pub const GROUP: &str = "group";
 
 /// Two copies of one tree.
 pub struct Place {
-    folder: TempDir,
+    stage: Stage,
     kind: Kind,
-    mounted: Vec<PathBuf>,
     volumes: usize,
 }
 
-fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> bool {
-    let text = |text: &str| CString::new(text).unwrap();
-    let (source, kind, data) = (text(source), text(kind), text(data));
-    let target = text(target.to_str().unwrap());
-    // SAFETY: all texts are terminated and outlive the call.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
-    };
-    result == 0
+/// The place of a volume on the stage.
+fn volume(name: &str) -> String {
+    format!("share/{VOLUMES}/{GROUP}/{name}")
 }
 
 /// What is there at first: links of one file in both directories, links of another, single files.
@@ -70,99 +62,77 @@ fn fill(folder: &Path, layer: u32) {
 impl Place {
     /// Makes both copies; `None` if this machine cannot.
     pub fn make(kind: Kind) -> Option<Self> {
-        // SAFETY: takes plain flags.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }, 0);
-        assert!(mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, ""));
-        let mut place = Self {
-            folder: tempfile::tempdir_in("/dev/shm").unwrap(),
-            kind,
-            mounted: Vec::new(),
-            volumes: 0,
-        };
+        husk_stage::leave_mounts().unwrap();
+        let place = Self { stage: Stage::new_in("/dev/shm").unwrap(), kind, volumes: 0 };
         for copy in ["served", "plain"] {
             place.copy(copy, kind)?;
         }
         if kind == Kind::Volumes {
-            fs::create_dir_all(place.group()).unwrap();
+            fs::create_dir_all(place.share().join(VOLUMES).join(GROUP)).unwrap();
         }
         Some(place)
     }
 
     /// What the server has.
     pub fn share(&self) -> PathBuf {
-        if self.has_volumes() { self.folder.path().join("share") } else { self.served() }
+        if self.has_volumes() { self.stage.path().join("share") } else { self.served() }
     }
 
     pub fn has_volumes(&self) -> bool {
         self.kind == Kind::Volumes
     }
 
-    fn group(&self) -> PathBuf {
-        self.folder.path().join("share").join(VOLUMES).join(GROUP)
-    }
-
     /// Binds a folder of the served copy as a volume; the volume's name.
     pub fn add_volume(&mut self, folder: &str, read_only: bool) -> String {
         let name = self.volumes.to_string();
         self.volumes += 1;
-        let target = self.group().join(&name);
-        fs::create_dir(&target).unwrap();
-        let source = self.served().join(folder);
-        self.mount(source.to_str().unwrap(), &target, "", libc::MS_BIND, "").unwrap();
-        let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY;
-        assert!(!read_only || mount("none", &target, "", flags, ""));
+        let target = volume(&name);
+        self.folder(&target);
+        let source = format!("served/{folder}");
+        self.stage.bind(source.trim_end_matches('/'), &target).unwrap();
+        if read_only {
+            self.stage.make_read_only(&target).unwrap();
+        }
         name
     }
 
     /// Takes a volume away.
     pub fn remove_volume(&mut self, name: &str) {
-        let target = self.group().join(name);
-        self.mounted.retain(|mounted| *mounted != target);
-        detach(&target);
-        fs::remove_dir(target).unwrap();
+        let target = volume(name);
+        self.stage.unmount(&target).unwrap();
+        fs::remove_dir(self.stage.path().join(target)).unwrap();
     }
 
     pub fn served(&self) -> PathBuf {
-        self.folder.path().join("served")
+        self.stage.path().join("served")
     }
 
     pub fn plain(&self) -> PathBuf {
-        self.folder.path().join("plain")
+        self.stage.path().join("plain")
     }
 
-    fn folder(&self, copy: &str, name: &str) -> PathBuf {
-        let path = self.folder.path().join(format!("{copy}{name}"));
+    fn mount(&self, kind: &str, name: &str, data: &str) -> Option<()> {
+        match self.stage.mount(kind, name, data) {
+            Ok(_) => Some(()),
+            Err(error) => {
+                husk_skip::skipped(format!("cannot mount {kind}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        let path = self.stage.path().join(name);
         fs::create_dir(&path).unwrap();
         path
     }
 
-    fn mount(
-        &mut self,
-        what: &str,
-        target: &Path,
-        kind: &str,
-        flags: libc::c_ulong,
-        data: &str,
-    ) -> Option<()> {
-        if !mount(what, target, kind, flags, data) {
-            let error = std::io::Error::last_os_error();
-            husk_skip::skipped(format!("cannot mount {kind}: {error}"));
-            return None;
-        }
-        self.mounted.push(target.to_owned());
-        Some(())
-    }
-
-    fn tmpfs(&mut self, target: &Path) -> Option<()> {
-        self.mount("none", target, "tmpfs", 0, "")
-    }
-
-    fn copy(&mut self, copy: &str, kind: Kind) -> Option<()> {
-        let target = self.folder(copy, "");
+    fn copy(&self, copy: &str, kind: Kind) -> Option<()> {
+        let target = self.folder(copy);
         match kind {
-            Kind::Tmpfs | Kind::Volumes => self.tmpfs(&target)?,
+            Kind::Tmpfs | Kind::Volumes => self.mount("tmpfs", copy, "")?,
             Kind::Ext4 => {
-                let image = self.folder.path().join(format!("{copy}.img"));
+                let image = self.stage.path().join(format!("{copy}.img"));
                 fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
                 let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
                 let made = made.is_ok_and(|status| status.success())
@@ -175,15 +145,17 @@ impl Place {
                     husk_skip::skipped("cannot mount ext4 by a loop device");
                     return None;
                 }
-                self.mounted.push(target.clone());
             }
             Kind::Bind => {
-                let (first, second) = (self.folder(copy, "-1"), self.folder(copy, "-2"));
-                self.tmpfs(&first)?;
-                self.mount(first.to_str().unwrap(), &second, "", libc::MS_BIND, "")?;
-                self.mount(second.to_str().unwrap(), &target, "", libc::MS_BIND, "")?;
+                let [first, second] = ["1", "2"].map(|number| format!("{copy}-{number}"));
+                for name in [&first, &second] {
+                    self.folder(name);
+                }
+                self.mount("tmpfs", &first, "")?;
+                self.stage.bind(&first, &second).unwrap();
+                self.stage.bind(&second, copy).unwrap();
             }
-            Kind::Overlay | Kind::ScatteredOverlay => return self.overlay(copy, kind, &target),
+            Kind::Overlay | Kind::ScatteredOverlay => return self.overlay(copy, kind),
         }
         fill(&target, 0);
         fs::remove_dir(target.join("s")).unwrap_err();
@@ -198,20 +170,19 @@ impl Place {
         Some(())
     }
 
-    fn overlay(&mut self, copy: &str, kind: Kind, target: &Path) -> Option<()> {
-        let base = self.folder(copy, "-layers");
-        let (low, top) = (base.join("low"), base.join("top"));
-        self.tmpfs(&base)?;
-        for folder in [&low, &top] {
-            fs::create_dir(folder).unwrap();
+    fn overlay(&self, copy: &str, kind: Kind) -> Option<()> {
+        let base = format!("{copy}-layers");
+        let (low, top) = (format!("{base}/low"), format!("{base}/top"));
+        self.folder(&base);
+        self.mount("tmpfs", &base, "")?;
+        for name in [&low, &top] {
+            self.folder(name);
             if kind == Kind::ScatteredOverlay {
-                self.tmpfs(folder)?;
+                self.mount("tmpfs", name, "")?;
             }
         }
-        let (lower, upper, work) = (low.join("l"), top.join("u"), top.join("w"));
-        for folder in [&lower, &upper, &work] {
-            fs::create_dir(folder).unwrap();
-        }
+        let lower = self.folder(&format!("{low}/l"));
+        let [upper, work] = ["u", "w"].map(|name| self.folder(&format!("{top}/{name}")));
         fill(&lower, 0);
         fill(&upper, 1);
         let data = format!(
@@ -220,20 +191,6 @@ impl Place {
             upper.display(),
             work.display()
         );
-        self.mount("overlay", target, "overlay", 0, &data)
+        self.mount("overlay", copy, &data)
     }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for target in self.mounted.iter().rev() {
-            detach(target);
-        }
-    }
-}
-
-fn detach(target: &Path) {
-    let target = CString::new(target.to_str().unwrap()).unwrap();
-    // SAFETY: the path is terminated.
-    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::client::{Client, long, longs, terminated, word, words};
@@ -21,7 +21,8 @@ type Seen = (u32, u32, u32, u32, u64);
 
 struct Open {
     node: u64,
-    handle: u64,
+    /// `None` if the guest keeps the file without its content, as by `O_PATH` or a mark of inotify.
+    handle: Option<u64>,
     plain: File,
 }
 
@@ -214,6 +215,16 @@ impl World {
             if self.draw(3) == 0 || choice > 7 {
                 self.check();
             }
+            let beside = self.draw(8);
+            if beside < 2 {
+                self.log.push(format!("{step}: beside {beside} {one}"));
+                if beside == 0 {
+                    self.hold(one)
+                } else {
+                    self.replace_by_host(one)
+                }
+                self.check();
+            }
         }
     }
 
@@ -326,7 +337,7 @@ impl World {
             ),
         );
         if let (Ok(handle), Ok(plain)) = (server, plain) {
-            self.open.push(Open { node, handle, plain });
+            self.open.push(Open { node, handle: Some(handle), plain });
         }
     }
 
@@ -336,9 +347,47 @@ impl World {
         }
         let index = self.draw(self.open.len());
         let open = self.open.swap_remove(index);
-        let body = [longs(&[open.handle]), words(&[0; 4])].concat();
-        self.client.call(18, open.node, &body).unwrap();
+        if let Some(handle) = open.handle {
+            let body = [longs(&[handle]), words(&[0; 4])].concat();
+            self.client.call(18, open.node, &body).unwrap();
+        }
         self.forget(open.node);
+    }
+
+    /// The guest keeps a file without its content.
+    fn hold(&mut self, name: &'static str) {
+        let plain = File::options().read(true).custom_flags(libc::O_PATH).open(self.plain(name));
+        if let (true, Some(node), Ok(plain)) = (self.open.len() < 5, self.node(name), plain) {
+            self.open.push(Open { node, handle: None, plain });
+        }
+    }
+
+    /// The host makes a file anew, which may get the number of the old one.
+    fn replace_by_host(&mut self, name: &'static str) {
+        let Ok(plain) = fs::symlink_metadata(self.plain(name)) else { return };
+        let before = self.entries.get(name).copied();
+        let is_open = |open: &Open| Some(open.node) == before;
+        // The server keeps no descriptor of what the host removes.
+        if self.open.iter().any(|open| is_open(open) && open.handle.is_none()) {
+            return;
+        }
+        let lost = plain.nlink() == 1 && !self.open.iter().any(is_open);
+        for copy in [self.place.served(), self.place.plain()] {
+            fs::remove_file(copy.join(name)).unwrap();
+            fs::write(copy.join(name), "made anew").unwrap();
+        }
+        let Some(before) = before else { return };
+        // Before its name leads to the new file.
+        match self.client.call(3, before, &[0; 16]) {
+            // A descriptor was at hand.
+            Ok(bytes) if lost => assert_eq!(seen(&bytes[16..]).1, 0, "{:#?}", self.tail()),
+            Ok(_) => {}
+            Err(error) => assert_eq!(error, libc::ESTALE, "{:#?}", self.tail()),
+        }
+        self.entries.remove(name);
+        let now = self.node(name).unwrap();
+        assert_ne!(now, before, "the node of {name} after {:#?}", self.tail());
+        self.forget(before);
     }
 
     fn evict(&mut self, name: &'static str) {
@@ -500,6 +549,7 @@ impl World {
             let bytes = bytes.unwrap_or_else(|error| panic!("{error} after {:#?}", self.tail()));
             let plain = &self.open[index].plain;
             assert_eq!(seen(&bytes[16..]), told(&plain.metadata().unwrap()), "{:#?}", self.tail());
+            let Some(handle) = handle else { continue };
             let mut wanted = vec![0; 2000];
             let count = plain.read_at(&mut wanted, 0).unwrap();
             wanted.truncate(count);

@@ -22,7 +22,8 @@ impl Tree {
     pub(super) fn open_folder(&self, node: u64) -> io::Result<(u64, OpenOptions)> {
         let node = self.node(node)?;
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-        let handle = self.handles.of(self.open_node(&node, flags, false)?, flags);
+        let slot = self.handles.reserve()?;
+        let handle = self.handles.of(slot, self.open_node(&node, flags, false)?, flags);
         Ok((self.opened(&node, handle)?, OpenOptions::empty()))
     }
 

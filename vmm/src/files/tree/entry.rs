@@ -16,6 +16,9 @@ use super::system::{Status, check, descriptor_name, open, read_link_at};
 use super::{Tree, check_name};
 use crate::files::message::Header;
 
+/// Nodes that are left to lookups, so that those which come between do no harm to what is being created.
+const FOR_LOOKUPS: usize = 1024;
+
 impl Tree {
     pub(super) fn look_up(&self, parent: u64, name: &CStr) -> io::Result<Entry> {
         let parent = self.node(parent)?;
@@ -31,6 +34,15 @@ impl Tree {
         }
     }
 
+    /// Fails with `ENFILE` if there is no room for what is to be created: it would be on the host, though
+    /// the guest is told that it failed.
+    fn has_room_to_create(&self) -> io::Result<()> {
+        if self.nodes.room() < FOR_LOOKUPS {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        Ok(())
+    }
+
     /// Creates by `make`, in the name of the asking user, and looks up the result.
     fn make(
         &self,
@@ -41,6 +53,7 @@ impl Tree {
     ) -> io::Result<Entry> {
         check_name(name)?;
         let parent = self.node(parent)?;
+        self.has_room_to_create()?;
         with_umask(umask, || check(make(&parent)))?;
         let path = self.nodes.open_path(&parent.file, name)?;
         Ok(self.remember(&parent, name, path)?.0)
@@ -88,6 +101,7 @@ impl Tree {
         check_name(name)?;
         let parent = self.node(parent)?;
         let node = self.nodes.on_mount(self.node(node)?, parent.mount);
+        self.has_room_to_create()?;
         let old = descriptor_name(&node.file);
         permitted(|| {
             // The link followed is the one in /proc, to the node itself, be it a symbolic link or not.
@@ -165,24 +179,26 @@ impl Tree {
     ) -> io::Result<(Entry, u64, OpenOptions)> {
         check_name(name)?;
         let parent = self.node(parent)?;
+        self.has_room_to_create()?;
+        let slot = self.handles.reserve()?;
         // Bits the kernel does not know go nowhere: the list in `open_flags` is what passes.
         let flags = open_flags(args.flags);
         let create = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let created =
             with_umask(args.umask, || open(&parent.file, name, create, args.mode & 0o7777));
         let (path, created) = match created {
-            Ok(file) => (self.path_of(&file)?, Some(self.handles.of(file, flags))),
+            Ok(file) => (self.path_of(&file)?, Ok(self.handles.of(slot, file, flags))),
             Err(error)
                 if error.raw_os_error() == Some(libc::EEXIST)
                     && args.flags.cast_signed() & libc::O_EXCL == 0 =>
             {
-                (self.nodes.open_path(&parent.file, name)?, None)
+                (self.nodes.open_path(&parent.file, name)?, Err(slot))
             }
             Err(error) => return Err(error),
         };
         let (mut entry, node) = self.remember(&parent, name, path)?;
         let opened = match created {
-            Some(handle) => {
+            Ok(handle) => {
                 let options = if self.mounts.of(parent.mount).made_on_reading {
                     OpenOptions::DIRECT_IO
                 } else {
@@ -191,9 +207,9 @@ impl Tree {
                 Ok((handle, options))
             }
             // It was there already, and may be a device or a FIFO.
-            None => {
+            Err(slot) => {
                 let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-                self.open_content(&node, args.flags, kill)
+                self.open_content(slot, &node, args.flags, kill)
             }
         };
         let opened = opened
@@ -218,6 +234,7 @@ impl Tree {
         if !parent.may_be_opened() || parent.is_regular() {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
+        let slot = self.handles.reserve()?;
         let flags = open_flags(flags) | libc::O_TMPFILE | (flags.cast_signed() & libc::O_EXCL);
         let file = with_umask(umask, || {
             open(&self.descriptors, &descriptor_name(&parent.file), flags, mode & 0o7777)
@@ -225,7 +242,7 @@ impl Tree {
         let path = self.path_of(&file)?;
         let status = Status::of(&path)?;
         let node = self.nodes.remember_nameless(&parent, path, &status)?;
-        let handle = self.opened(&node, self.handles.of(file, flags));
+        let handle = self.opened(&node, self.handles.of(slot, file, flags));
         let opened = OpenOut {
             fh: handle.inspect_err(|_| self.nodes.forget([(node.number, 1)]))?,
             open_flags: OpenOptions::empty().bits(),

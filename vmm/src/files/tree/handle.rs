@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use fuse_backend_rs::file_buf::FileVolatileSlice;
@@ -28,45 +28,65 @@ pub struct Handle {
     appending: OnceLock<File>,
     /// Positions of a folder. Locked while it is listed, as that moves the descriptor's position.
     pub positions: Mutex<Positions>,
+    _slot: Slot,
+}
+
+/// Room for one handle. Taken before anything is created or truncated: what fails leaves nothing behind.
+#[derive(Debug)]
+pub struct Slot(Arc<AtomicUsize>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// All of them, by the number the guest was told.
 #[derive(Debug)]
 pub struct Handles {
     open: RwLock<HashMap<u64, Arc<Handle>>>,
-    most: usize,
+    /// Slots that are not taken.
+    free: Arc<AtomicUsize>,
     last: AtomicU64,
     positions: Total,
 }
 
 impl Handles {
-    /// None, and at most so many (`ENFILE`).
+    /// None, and at most so many.
     pub fn new(most: usize) -> Self {
         let (open, positions) = (RwLock::default(), Total::default());
-        Self { open, most, last: AtomicU64::new(0), positions }
+        let free = Arc::new(AtomicUsize::new(most));
+        Self { open, free, last: AtomicU64::new(0), positions }
+    }
+
+    /// Takes the slot of a handle that is to come; `ENFILE` if there is none.
+    pub fn reserve(&self) -> io::Result<Slot> {
+        let less = |free: usize| free.checked_sub(1);
+        match self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
+            Ok(_) => Ok(Slot(Arc::clone(&self.free))),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ENFILE)),
+        }
     }
 
     /// A handle, not added yet, of a file that the acting user has opened with `flags`.
-    pub fn of(&self, file: File, flags: libc::c_int) -> Handle {
+    pub fn of(&self, slot: Slot, file: File, flags: libc::c_int) -> Handle {
         Handle {
             file: Arc::new(file),
             opener: User::acting(),
             flags,
             appending: OnceLock::new(),
             positions: Mutex::new(Positions::new(&self.positions)),
+            _slot: slot,
         }
     }
 
     /// Adds a handle; its number.
-    pub fn insert(&self, handle: Handle) -> io::Result<u64> {
+    pub fn insert(&self, handle: Handle) -> u64 {
         // No holder of the lock can panic half way, so poison means nothing; and so below.
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        if open.len() >= self.most {
-            return Err(io::Error::from_raw_os_error(libc::ENFILE));
-        }
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         open.insert(number, Arc::new(handle));
-        Ok(number)
+        number
     }
 
     /// The handle of that number, which is the guest's word.

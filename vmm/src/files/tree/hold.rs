@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
+/// Descriptors by node.
+type Descriptors = HashMap<u64, Arc<File>>;
+
 /// Descriptors by node, at most as many as were asked for. What was not used while half as many others
 /// were is closed.
 #[derive(Debug)]
 pub struct Held {
-    young: HashMap<u64, Arc<File>>,
-    old: HashMap<u64, Arc<File>>,
+    young: Descriptors,
+    old: Descriptors,
     half: usize,
 }
 
@@ -25,7 +28,7 @@ impl Held {
         &mut self,
         number: u64,
         file: &Arc<File>,
-    ) -> (Option<Arc<File>>, Option<HashMap<u64, Arc<File>>>) {
+    ) -> (Option<Arc<File>>, Option<Descriptors>) {
         if let Some(kept) = self.young.get_mut(&number) {
             let same = Arc::ptr_eq(kept, file);
             return ((!same).then(|| std::mem::replace(kept, Arc::clone(file))), None);

@@ -194,7 +194,7 @@ impl Tree {
     /// Adds the handle of a file that was opened for `node`; the handle's number.
     fn opened(&self, node: &Node, handle: Handle) -> io::Result<u64> {
         let file = Arc::clone(&handle.file);
-        let number = self.handles.insert(handle)?;
+        let number = self.handles.insert(handle);
         let known = self.nodes.opened(node, &file);
         known.map(|()| number).inspect_err(|_| drop(self.handles.remove(number)))
     }
@@ -224,9 +224,10 @@ const OWN_DESCRIPTORS: usize = 256;
 /// caches from being reclaimed.
 const MOST_HELD: usize = 8192;
 
-/// Nodes that the guest may make the server remember: as many as fit into 4 GiB of a guest's memory,
-/// where each takes 1 KiB at least.
-const MOST_NODES: usize = 4 << 20;
+/// Nodes that the guest may make the server remember: as many as hash tables of 4 Mi buckets hold before
+/// they double. They take 2 GB then, and one more would make it 3; those of an honest guest take 3.5 GiB of
+/// its own memory, where each is 1 KiB at least.
+const MOST_NODES: usize = (4 << 20) / 8 * 7;
 
 /// Returns what the process can afford by its limit of descriptors.
 fn limits() -> io::Result<Limits> {

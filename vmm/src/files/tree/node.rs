@@ -29,7 +29,7 @@ const TRIES: usize = 4;
 /// How much the guest may make the server hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Nodes. Each costs some 500 bytes and its name.
+    /// Nodes. Each costs 500 to 850 bytes with its name: hash tables double.
     pub nodes: usize,
     /// Descriptors of nodes that were used lately.
     pub held: usize,
@@ -430,6 +430,11 @@ impl Nodes {
             Err(error) if error.raw_os_error() == Some(libc::ESTALE) && moved => Verdict::Same,
             Err(_) => Verdict::Unknown,
         }
+    }
+
+    /// Returns how many further nodes may be remembered.
+    pub fn room(&self) -> usize {
+        self.limits.nodes.saturating_sub(self.table().len())
     }
 
     fn add(

@@ -5,7 +5,7 @@ use std::io;
 use fuse_backend_rs::api::filesystem::OpenOptions;
 
 use super::Tree;
-use super::handle::Handle;
+use super::handle::{Handle, Slot};
 use super::node::Node;
 use super::system::Status;
 
@@ -31,6 +31,7 @@ impl Tree {
     /// kernel is to treat it.
     pub(super) fn open_content(
         &self,
+        slot: Slot,
         node: &Node,
         flags: u32,
         kill_privileges: bool,
@@ -54,7 +55,7 @@ impl Tree {
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => refused = error,
                 opened => {
                     let file = opened?;
-                    let handle = self.handles.of(file, tried);
+                    let handle = self.handles.of(slot, file, tried);
                     let options = if traits.made_on_reading || handle.append_only() {
                         OpenOptions::DIRECT_IO
                     } else {
@@ -74,7 +75,8 @@ impl Tree {
         kill_privileges: bool,
     ) -> io::Result<(u64, OpenOptions)> {
         let node = self.node(number)?;
-        let (handle, mut options) = self.open_content(&node, flags, kill_privileges)?;
+        let slot = self.handles.reserve()?;
+        let (handle, mut options) = self.open_content(slot, &node, flags, kill_privileges)?;
         // Cached content stays good as long as the times and the size do; else each start of a program
         // would fetch its libraries again.
         if options.is_empty() && self.nodes.keeps_cache(number, &Status::of(&handle.file)?) {
