@@ -150,7 +150,7 @@ impl SandboxNetwork {
             carried.devices.push(device);
         }
         self.list_rules(&mut carried, &found)?;
-        self.check_rules(&carried)?;
+        self.check_rules(&mut carried)?;
         carried.told = carried.state(&found);
         boot.state = carried.told.clone();
         Ok(boot)
@@ -166,31 +166,35 @@ impl SandboxNetwork {
         self.warn_of(refused);
         let mut carried = self.carried.lock().await;
         carried.refused = carried.filter.refused(filter);
-        self.check_rules(&carried)
+        self.check_rules(&mut carried)
     }
 
     /// Returns an error if there are rules in the namespace that the guest does not carry out, unless the operator
     /// accepts that.
     pub(super) async fn check(&self) -> Result<(), NetworkError> {
-        self.check_rules(&*self.carried.lock().await)
+        self.check_rules(&mut *self.carried.lock().await)
     }
 
-    fn check_rules(&self, carried: &Carried) -> Result<(), NetworkError> {
+    fn check_rules(&self, carried: &mut Carried) -> Result<(), NetworkError> {
         let occupied = carried.occupied.iter().map(|name| Uncarried {
             what: format!("ingress queueing discipline of interface {name}"),
             reason: "a microVM's packets pass by traffic control".to_owned(),
         });
         let rules = carried.filter.uncarried.iter().chain(&carried.refused).cloned();
-        let mut all = occupied.chain(rules);
-        let Some(Uncarried { what: rule, reason }) =
-            all.next().filter(|_| !self.settings.ignore_rules)
-        else {
+        let all: Vec<_> = occupied.chain(rules).collect();
+        if self.settings.ignore_rules {
+            for Uncarried { what, reason } in all {
+                if carried.warned.insert(format!("{what} {reason}")) {
+                    warn!(self.log, "network: rule ignored"; "rule" => what, "reason" => reason);
+                }
+            }
+            return Ok(());
+        }
+        let count = all.len();
+        let Some(Uncarried { what: rule, reason }) = all.into_iter().next() else {
             return Ok(());
         };
-        let others = match all.count() {
-            0 => String::new(),
-            count => format!(" (and {count} more)"),
-        };
+        let others = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
         Err(NetworkError::NotCarriedOut { rule, others, reason })
     }
 

@@ -72,13 +72,26 @@ impl Expression {
         Some((number(&self.data, 2)?, attribute(attribute(&self.data, 3)?, 1)?))
     }
 
-    /// Leaves out what is counted while the rules are at work.
+    /// Leaves out what is counted while the rules are at work, and what a kernel lists and does not take.
     fn forget(&mut self) {
         match self.name.as_str() {
             "counter" | "last" => self.data.clear(),
             // All but what is used up.
             "quota" => self.data = only(&self.data, &[1, 2]),
-            "dynset" => self.data = without_state(&self.data, 7, 10),
+            // Flags are listed, and not taken, where a header is written; where an option is stripped, only its type
+            // and the operation are.
+            "exthdr" if number(&self.data, 1).is_none() => {
+                let kept =
+                    if attribute(&self.data, 7).is_some() { &[2, 3, 4, 6, 7][..] } else { &[2, 6] };
+                self.data = only(&self.data, kept);
+            }
+            "dynset" => {
+                self.data = without_state(&self.data, 7, 10);
+                // A set without timeouts takes none.
+                if attribute(&self.data, 6).is_some_and(|time| time.iter().all(|byte| *byte == 0)) {
+                    self.data = only(&self.data, &[1, 2, 3, 4, 5, 7, 9, 10]);
+                }
+            }
             _ => {}
         }
     }
