@@ -209,3 +209,40 @@ impl Nftables {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(name: &str) -> Table {
+        let messages = vec![(NEW_TABLE, vec![1, 2, 3]), (NEW_RULE, Vec::new())];
+        Table { family: 2, name: name.to_owned(), messages }
+    }
+
+    /// Types, flags and sequence numbers of a transaction's messages.
+    fn messages(mut batch: &[u8]) -> Vec<(u16, u16, u32)> {
+        let mut found = Vec::new();
+        while !batch.is_empty() {
+            let message = NetlinkMessage::<Message>::deserialize(batch).unwrap();
+            let header = message.header;
+            found.push((header.message_type, header.flags, header.sequence_number));
+            let length = usize::try_from(header.length).unwrap().next_multiple_of(4);
+            batch = &batch[length..];
+        }
+        found
+    }
+
+    #[test]
+    fn a_transaction_counts_the_hosts_messages_only() {
+        let create = NLM_F_REQUEST | NLM_F_CREATE;
+        let (rule, table_made) = (0xa06, (0xa00, create, 1));
+        let made = [(BEGIN, NLM_F_REQUEST, 0), table_made, (rule, create | NLM_F_APPEND, 2)];
+        let end = (END, NLM_F_REQUEST, 0);
+        assert_eq!(messages(&table("t").making(false)), [&made[..], &[end]].concat());
+        let removal = [(BEGIN, NLM_F_REQUEST, 0), (0xa00, create, 0), (0xa02, NLM_F_REQUEST, 0)];
+        assert_eq!(messages(&table("t").making(true)), [&removal, &made[1..], &[end]].concat());
+        assert_eq!(messages(&table("t").removal()), [&removal[..], &[end]].concat());
+        // A name that no kernel takes.
+        assert_eq!(messages(&table(&"t".repeat(70_000)).removal()).len(), 4);
+    }
+}

@@ -217,3 +217,98 @@ pub fn protocol(list: &[u8]) -> Option<(u8, bool)> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An expression of numbers: their attributes, and the numbers.
+    fn expression(name: &str, numbers: &[(u16, u32)]) -> Expression {
+        let mut data = Vec::new();
+        for (kind, value) in numbers {
+            put_number(&mut data, *kind, *value);
+        }
+        Expression { name: name.to_owned(), data }
+    }
+
+    fn compare(register: u32, operation: u32, value: &[u8]) -> Expression {
+        let mut compare = expression("cmp", &[(1, register), (2, operation)]);
+        let mut data = Vec::new();
+        put(&mut data, 1, value);
+        put_nest(&mut compare.data, 3, &data);
+        compare
+    }
+
+    fn list(expressions: &[Expression]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for expression in expressions {
+            put_nest(&mut bytes, ELEMENT, &expression.to_bytes());
+        }
+        bytes
+    }
+
+    fn named(name: &str, of: &str) -> Expression {
+        let mut data = Vec::new();
+        put_text(&mut data, 1, of);
+        Expression { name: name.to_owned(), data }
+    }
+
+    fn carried(expressions: &[Expression]) -> Result<Vec<Expression>, Reason> {
+        let interfaces = Interfaces::from([(7, "eth0".to_owned())]);
+        carry(&list(expressions), &interfaces).map(|bytes| Expression::list(&bytes))
+    }
+
+    #[test]
+    fn what_is_counted_is_left_out_at_any_depth() {
+        let counter = expression("counter", &[(1, 7), (2, 8)]);
+        let mut dynset = expression("dynset", &[(3, 1)]);
+        put(&mut dynset.data, 6, &[0; 8]);
+        put_nest(&mut dynset.data, 10, &list(&[counter.clone()]));
+        let quota = expression("quota", &[(1, 9), (4, 3)]);
+        let made = carried(&[counter, dynset, quota]).unwrap();
+        assert!(made[0].data.is_empty() && attribute(&made[1].data, 6).is_none());
+        let inner = Expression::list(attribute(&made[1].data, 10).unwrap());
+        assert_eq!(inner, [expression("counter", &[])]);
+        assert_eq!(made[2], expression("quota", &[(1, 9)]));
+    }
+
+    #[test]
+    fn a_compared_number_of_an_interface_becomes_its_name() {
+        let load = |key| expression("meta", &[(1, 1), (2, key)]);
+        let made = carried(&[load(OUTPUT_INDEX), compare(1, 1, &7_u32.to_ne_bytes())]).unwrap();
+        assert_eq!(made[0], load(OUTPUT_NAME));
+        assert_eq!(made[1], compare(1, 1, b"eth0\0\0\0\0\0\0\0\0\0\0\0\0"));
+        // The loopback device has the same number everywhere.
+        let loopback = [load(INPUT_INDEX), compare(1, 0, &1_u32.to_ne_bytes())];
+        assert_eq!(carried(&loopback).unwrap(), loopback);
+        for (number, operation) in [(8_u32, 0), (7, 4)] {
+            let compare = compare(1, operation, &number.to_ne_bytes());
+            assert!(carried(&[load(INPUT_INDEX), compare]).is_err(), "{number} {operation}");
+        }
+        // Looked up in a set, in another register, or at the end.
+        assert!(carried(&[load(INPUT_INDEX), expression("lookup", &[(2, 1)])]).is_err());
+        assert!(carried(&[load(INPUT_INDEX), compare(2, 0, &7_u32.to_ne_bytes())]).is_err());
+        assert!(carried(&[load(INPUT_INDEX)]).is_err());
+    }
+
+    #[test]
+    fn what_names_something_of_the_hosts_is_refused() {
+        assert_eq!(carried(&[named("match", "cgroup")]), Err(CONTROL_GROUP));
+        assert_eq!(carried(&[expression("socket", &[(1, 3)])]), Err(CONTROL_GROUP));
+        assert_eq!(carried(&[named("match", "set")]), Err(IP_SET));
+        assert_eq!(carried(&[named("target", "SET")]), Err(IP_SET));
+        assert!(carried(&[named("match", "owner"), expression("socket", &[(1, 0)])]).is_ok());
+    }
+
+    #[test]
+    fn the_protocol_of_a_rule_is_told_again() {
+        let owner = named("match", "owner");
+        let header = expression("payload", &[(1, 1), (2, 1), (3, 9), (4, 1)]);
+        let of = |rule: &[Expression]| protocol(&list(rule));
+        assert_eq!(of(&[header.clone(), compare(1, 0, &[6]), owner.clone()]), Some((6, false)));
+        let transport = expression("meta", &[(1, 1), (2, TRANSPORT)]);
+        assert_eq!(of(&[transport, compare(1, 1, &[17]), owner.clone()]), Some((17, true)));
+        assert_eq!(of(&[owner]), None);
+        assert_eq!(of(&[header, compare(1, 0, &[6])]), None);
+    }
+}
