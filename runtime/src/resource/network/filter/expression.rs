@@ -263,7 +263,7 @@ mod tests {
         let counter = expression("counter", &[(1, 7), (2, 8)]);
         let mut dynset = expression("dynset", &[(3, 1)]);
         put(&mut dynset.data, 6, &[0; 8]);
-        put_nest(&mut dynset.data, 10, &list(&[counter.clone()]));
+        put_nest(&mut dynset.data, 10, &list(std::slice::from_ref(&counter)));
         let quota = expression("quota", &[(1, 9), (4, 3)]);
         let made = carried(&[counter, dynset, quota]).unwrap();
         assert!(made[0].data.is_empty() && attribute(&made[1].data, 6).is_none());
