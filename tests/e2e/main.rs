@@ -14,6 +14,7 @@ mod faults;
 mod files;
 mod hooks;
 mod laid;
+mod mesh;
 mod mounts;
 mod network;
 mod pods;
@@ -141,7 +142,7 @@ fn groups() -> Vec<Group> {
     let mut groups = vec![
         group(400, &[files::CASES, stdio::CASES, process::CASES, mounts::CASES], BOTH, true),
         // Those for which the large image is imported.
-        group(300, &[network::CASES, traffic::CASES, userland::CASES], BOTH, true),
+        group(300, &[network::CASES, mesh::CASES, traffic::CASES, userland::CASES], BOTH, true),
         group(230, &[pods::CASES], BOTH, true),
         group(190, &[task::CASES, within::CASES, terminal::CASES], BOTH, true),
         group(40, &[alone::HUSK_CASES_BESIDE], HUSK, true),
