@@ -61,7 +61,7 @@ pub fn start_sandbox(request: &[u8]) -> Result<Vec<PathBuf>, Refusal> {
 }
 
 /// How many of the messages in UpdateNetwork's state the kernel would be asked to carry out, were
-/// there two interfaces.
+/// there two interfaces; with the packet filter's tables.
 pub fn update_network(request: &[u8]) -> Result<usize, Refusal> {
     let state = service::state(NetworkState::parse_from_bytes(request)?);
     let numbers = HashMap::from([(1, 1), (2, 7), (3, 8)]);
@@ -69,5 +69,6 @@ pub fn update_network(request: &[u8]) -> Result<usize, Refusal> {
         let messages = state.of(*kind).iter();
         messages.filter(|message| change::check(*kind, message, &numbers).is_ok()).count()
     };
-    Ok(Kind::ALL.iter().map(good).sum())
+    let tables = state.filter.nftables.iter().filter(|table| !table.making(true).is_empty());
+    Ok(Kind::ALL.iter().map(good).sum::<usize>() + tables.count())
 }

@@ -1,6 +1,7 @@
 //! The agent without a guest: PID 1 of a PID namespace, its host's ports UNIX sockets in a
 //! directory, busybox as the containers' root. Needs root and cgroup v2's file system.
 
+mod filter;
 mod harness;
 
 use std::fs;

@@ -15,6 +15,7 @@ mod files;
 mod hooks;
 mod host;
 mod laid;
+mod mesh;
 mod mounts;
 mod network;
 mod pods;
@@ -148,7 +149,7 @@ fn groups() -> Vec<Group> {
             true,
         ),
         // Those for which the large image is imported.
-        group(300, &[network::CASES, traffic::CASES, userland::CASES], BOTH, true),
+        group(300, &[network::CASES, mesh::CASES, traffic::CASES, userland::CASES], BOTH, true),
         group(230, &[pods::CASES], BOTH, true),
         group(190, &[task::CASES, within::CASES, terminal::CASES], BOTH, true),
         group(40, &[alone::HUSK_CASES_BESIDE], HUSK, true),

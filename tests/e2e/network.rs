@@ -30,7 +30,6 @@ pub const CASES: &[Case] = &[
     ("network::changed_while_running", changed_while_running),
     ("network::none", none),
     ("network::packet_filter", packet_filter),
-    ("network::rules_of_a_mesh", rules_of_a_mesh),
 ];
 
 pub const HUSK_CASES: &[Case] = &[
@@ -179,7 +178,7 @@ fn stream(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-fn echo(address: &str, text: &str) -> Result<String> {
+pub fn echo(address: &str, text: &str) -> Result<String> {
     let since = Instant::now();
     let mut stream = loop {
         match TcpStream::connect(address) {
@@ -405,42 +404,6 @@ fn packet_filter(runtime: Runtime) -> Result<()> {
     let run = run.flag("--mount").flag("type=bind,src=/usr,dst=/usr,options=rbind:ro");
     let seen = inside(&network, run).finish()?.text(0)?;
     ensure!(seen.ends_with("-j REDIRECT --to-ports 2"), "{seen}");
-    Ok(())
-}
-
-/// A mesh's plugin redirects in the namespace what its pods send: under runc it has its effect, and a microVM,
-/// whose packets would pass by it, does not start.
-fn rules_of_a_mesh(runtime: Runtime) -> Result<()> {
-    let (network, _bridge) = bridged(23, runtime, 1500)?;
-    let within = |words: &[&str]| run("ip", &[&["netns", "exec", &network.name], words].concat());
-    // What is redirected goes to the loopback device.
-    network.ip(&["link", "set", "lo", "up"])?;
-    let refused = |rule: &str| -> Result<()> {
-        // Nobody listens there: a redirected connection is refused, any other to that address waits.
-        let line = "timeout 3 nc 10.255.255.1 80; echo $?";
-        let finished = inside(&network, Run::shell(runtime, line)).finish()?;
-        match runtime {
-            Runtime::Runc => ensure!(finished.text(0)? == "1", "{finished:?}"),
-            _ => {
-                let names = finished.stderr.contains(rule);
-                ensure!(finished.code == 1 && names, "{rule}: {finished:?}");
-                ensure!(finished.stderr.contains("network.ignore_rules"), "{finished:?}");
-            }
-        }
-        Ok(())
-    };
-    for iptables in ["iptables-nft", "iptables-legacy"] {
-        let rule = ["OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "15001"];
-        within(&[&[iptables, "-w", "-t", "nat", "-A"], &rule[..]].concat())?;
-        refused("redir").or_else(|_| refused("REDIRECT"))?;
-        within(&[&[iptables, "-w", "-t", "nat", "-D"], &rule[..]].concat())?;
-    }
-    if runtime == Runtime::Husk {
-        within(&["tc", "qdisc", "add", "dev", "eth0", "clsact"])?;
-        refused("ingress queueing discipline of interface eth0")?;
-        within(&["tc", "qdisc", "del", "dev", "eth0", "clsact"])?;
-        ensure!(network.disciplines()?.is_empty(), "{:?}", network.disciplines());
-    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::path::PathBuf;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -9,6 +10,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 use super::change::{self, Kind, Numbers};
 use super::device::{self, Device};
+use super::filter::{self, Filter, Refusal};
 use super::netlink::Netlink;
 
 /// The number of the loopback device in every namespace, and its position in every state.
@@ -25,6 +27,16 @@ pub struct State {
     pub routes: Vec<Vec<u8>>,
     pub neighbours: Vec<Vec<u8>>,
     pub rules: Vec<Vec<u8>>,
+    pub filter: Filter,
+}
+
+/// Of a state, what the kernel refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// What of it, and the reason.
+    pub texts: Vec<String>,
+    /// Tables of the packet filter.
+    pub filter: Vec<Refusal>,
 }
 
 /// An interface of a state.
@@ -65,6 +77,8 @@ pub struct Network {
     /// Where sysfs is: what is written there changes the machine.
     sys: PathBuf,
     told: State,
+    /// What the kernel has of the packet filter that was told.
+    filter: Filter,
     /// The guest's numbers of what was told.
     numbers: Numbers,
 }
@@ -77,16 +91,19 @@ pub fn loopback_up() -> io::Result<()> {
 impl Network {
     /// One that has nothing but the loopback device yet.
     pub fn new(sys: PathBuf) -> Self {
-        Self { sys, told: State::default(), numbers: Numbers::default() }
+        Self { sys, told: State::default(), filter: Filter::default(), numbers: Numbers::default() }
     }
 
     /// Makes the network what `state` says; returns what the kernel refused of it.
-    pub fn apply(&mut self, state: State) -> io::Result<Vec<String>> {
+    pub fn apply(&mut self, mut state: State) -> io::Result<Refused> {
         let mut netlink = Netlink::open()?;
+        let filter = mem::take(&mut state.filter);
         self.take_away(&mut netlink, &state);
         let addresses: Vec<_> = state.interfaces.iter().map(|i| i.device.as_slice()).collect();
         let devices = device::find(&mut netlink, &self.sys, &addresses)?;
-        self.bring(&mut netlink, state, devices)
+        let texts = self.bring(&mut netlink, state, devices)?;
+        // Chains may name interfaces.
+        Ok(Refused { texts, filter: filter::apply(&mut self.filter, filter)? })
     }
 
     /// Brings the state about, each of its interfaces by the device found for it.

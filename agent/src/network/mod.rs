@@ -6,10 +6,11 @@
 mod apply;
 pub mod change;
 mod device;
+pub mod filter;
 mod forward;
 mod netlink;
 mod resolver;
 
-pub use apply::{Network, State, WantedInterface, loopback_up};
+pub use apply::{Network, Refused, State, WantedInterface, loopback_up};
 pub use forward::{ForwardError, forward};
 pub use resolver::serve as serve_resolver;

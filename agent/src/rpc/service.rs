@@ -5,12 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
-    ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, HostPort, Interface, InterfaceUse,
-    ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
-    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
-    StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    ExecProcessRequest, ExecProcessResponse, FilterRefusal, ForwardPortRequest, HostPort,
+    Interface, InterfaceUse, ListProcessesResponse, NetworkState, NftablesTable, ProcessEntry,
+    ProcessRequest, ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest,
+    SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+    StartShellRequest, StartShellResponse, StatContainerResponse, Streams, UpdateContainerRequest,
+    UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    XtablesTable,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use tokio::sync::oneshot;
@@ -20,6 +21,7 @@ use ttrpc::{Code, Result};
 use crate::container::{Container, ContainerError, Counters};
 use crate::host::Address;
 use crate::machine::{self, interfaces};
+use crate::network::filter::{Filter, Refusal, nftables, xtables};
 use crate::network::{State, WantedInterface};
 use crate::process::{self, Process, SignalError};
 use crate::rpc::status::status;
@@ -86,7 +88,39 @@ pub fn state(state: NetworkState) -> State {
         routes: state.routes,
         neighbours: state.neighbours,
         rules: state.rules,
+        filter: filter(state.nftables, state.xtables),
     }
+}
+
+fn filter(nftables: Vec<NftablesTable>, xtables: Vec<XtablesTable>) -> Filter {
+    // Of a family or a kind, the kernel reads one byte; there is none of the last.
+    let byte = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    let nftables = nftables.into_iter().map(|one| nftables::Table {
+        family: byte(one.family),
+        name: one.name,
+        messages: one.messages.into_iter().map(|one| (byte(one.kind), one.attributes)).collect(),
+    });
+    let xtables = xtables.into_iter().map(|one| xtables::Table {
+        ipv6: one.ipv6,
+        name: one.name,
+        valid_hooks: one.valid_hooks,
+        entry_count: one.entry_count,
+        hook_entries: one.hook_entries,
+        underflows: one.underflows,
+        entries: one.entries,
+    });
+    Filter { nftables: nftables.collect(), xtables: xtables.collect() }
+}
+
+fn refusals(refused: Vec<Refusal>) -> Vec<FilterRefusal> {
+    let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+    let one = |one: Refusal| FilterRefusal {
+        table: number(one.table),
+        message: number(one.message),
+        error: one.error,
+        ..FilterRefusal::default()
+    };
+    refused.into_iter().map(one).collect()
 }
 
 /// What the sandbox is to be.
@@ -152,7 +186,8 @@ impl Agent for Service {
         let name = nix::sys::utsname::uname().map_err(|e| status(Code::INTERNAL, e))?;
         let mut response = StartSandboxResponse::new();
         response.kernel_release = name.release().to_string_lossy().into_owned();
-        response.network_refused = refused;
+        response.network_refused = refused.texts;
+        response.filter_refused = refusals(refused.filter);
         Ok(response)
     }
 
@@ -163,8 +198,10 @@ impl Agent for Service {
     ) -> Result<UpdateNetworkResponse> {
         self.started()?;
         let refused = self.sandbox.update_network(state(request));
+        let refused = refused.map_err(|error| status(Code::INTERNAL, error))?;
         let mut response = UpdateNetworkResponse::new();
-        response.refused = refused.map_err(|error| status(Code::INTERNAL, error))?;
+        response.refused = refused.texts;
+        response.filter_refused = refusals(refused.filter);
         Ok(response)
     }
 

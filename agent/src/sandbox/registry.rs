@@ -12,7 +12,7 @@ use crate::container::{self, Cgroup, Container, ContainerError, Holder, SharedPi
 use crate::host::{Address, Host};
 use crate::init::reaper::Reaper;
 use crate::machine::{self, MachineError};
-use crate::network::{ForwardError, Network, State, forward, serve_resolver};
+use crate::network::{ForwardError, Network, Refused, State, forward, serve_resolver};
 use crate::process::{self, Process};
 use crate::sandbox::shell::{ShellStart, Shells};
 use crate::sandbox::start::{self, Setup, StartError};
@@ -55,7 +55,7 @@ impl Sandbox {
     }
 
     /// Sets up what the containers share; returns what was refused of the network.
-    pub fn start(&self, setup: &Setup) -> Result<Vec<String>, StartError> {
+    pub fn start(&self, setup: &Setup) -> Result<Refused, StartError> {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(StartError::Twice);
         }
@@ -70,7 +70,7 @@ impl Sandbox {
     }
 
     /// Makes the network what `state` says; returns what was refused of it.
-    pub fn update_network(&self, state: State) -> std::io::Result<Vec<String>> {
+    pub fn update_network(&self, state: State) -> std::io::Result<Refused> {
         let updated = self.network().apply(state);
         if let Err(error) = &updated {
             warn!(self.log, "network: cannot be updated"; "error" => %error);

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_settime};
 
 use crate::init::calls;
 use crate::init::mounts::{self, MountError};
-use crate::network::{Network, State, loopback_up};
+use crate::network::{Network, Refused, State, loopback_up};
 
 /// As large as engines make it.
 const DEFAULT_SHARED_MEMORY: u64 = 64 << 20;
@@ -73,7 +73,7 @@ fn tried<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Res
 }
 
 /// Sets everything up; returns what was refused of the network. `guest` is false beside a component test, whose machine is not ours.
-pub fn start(setup: &Setup, guest: bool, network: &mut Network) -> Result<Vec<String>, StartError> {
+pub fn start(setup: &Setup, guest: bool, network: &mut Network) -> Result<Refused, StartError> {
     // The clock first: files made from here on have their times by it.
     if setup.clock > 0 {
         let clock = TimeSpec::nanoseconds(setup.clock);

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    HostPort, ProcessRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
-    StartShellRequest, Streams, WaitProcessResponse,
+    HostPort, NetworkState, ProcessRequest, SetProcessorsRequest, SignalProcessRequest,
+    StartSandboxRequest, StartShellRequest, Streams, UpdateNetworkResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::AgentClient;
 use protobuf::MessageField;
@@ -348,6 +348,15 @@ impl Agent {
         let request = ForwardPortRequest { port, host, ..Default::default() };
         self.client.forward_port(context(), &request).await?;
         Ok(timeout(PATIENCE, listener.accept()).await??.0)
+    }
+
+    pub async fn update_network(&self, state: &NetworkState) -> Result<UpdateNetworkResponse> {
+        Ok(self.client.update_network(context(), state).await?)
+    }
+
+    /// The network namespace that the agent is in.
+    pub fn network(&self) -> Result<PathBuf> {
+        Ok(format!("/proc/{}/ns/net", self.pid()?).into())
     }
 
     pub async fn look_for_devices(&self) -> Result<()> {

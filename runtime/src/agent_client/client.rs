@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    HostPort, ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StartShellRequest, StatContainerResponse, UpdateContainerRequest,
-    WaitOutOfMemoryRequest, WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, FilterRefusal,
+    ForwardPortRequest, HostPort, ListProcessesResponse, NetworkState, ProcessRequest,
+    ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest,
+    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StatContainerResponse,
+    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -162,10 +162,14 @@ impl AgentClient {
         self.awake(After::Going, self.wire.start_sandbox(long(), request)).await
     }
 
-    /// Makes the guest's network what `state` says; what its kernel refused of it.
-    pub async fn update_network(&self, state: &NetworkState) -> Result<Vec<String>> {
+    /// Makes the guest's network what `state` says; what its kernel refused of it, in words, and of the packet
+    /// filter.
+    pub async fn update_network(
+        &self,
+        state: &NetworkState,
+    ) -> Result<(Vec<String>, Vec<FilterRefusal>)> {
         let answer = self.awake(After::Unchanged, self.wire.update_network(long(), state)).await?;
-        Ok(sanitize(&answer.refused))
+        Ok((sanitize(&answer.refused), answer.filter_refused))
     }
 
     /// Asks for the orderly end; at most `limit` for the answer.

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use husk_agent_protocols::AGENT_PORT;
-use husk_agent_protocols::agent::{NetworkState, StartSandboxRequest};
+use husk_agent_protocols::agent::{FilterRefusal, NetworkState, StartSandboxRequest};
 use husk_configuration::Configuration;
 use husk_control::{MachineRequest, VolumeRules};
 use oci_spec::runtime::Spec;
@@ -21,7 +21,7 @@ use super::etc::WrittenEtc;
 use super::network::{SandboxNetwork, check_namespace};
 use super::oom_scores::OomScores;
 use super::{EtcFiles, Sandbox, SandboxError};
-use crate::agent_client::{AgentClient, sanitize};
+use crate::agent_client::{AgentClient, AgentError, sanitize};
 use crate::apart::{CLEAR, Purpose, alongside_within};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
@@ -234,8 +234,8 @@ impl Sandbox {
             place.write_record(&request, &[machine.pid(), files.pid()])?;
             let started = start_sandbox(&agent, &request, laid);
             let started = lost_or(&machine, &parts, started).await?;
-            let (release, refused) = started.map_err(SandboxError::Agent)?;
-            network.warn_of(&refused);
+            let (release, refused, filter) = started.map_err(SandboxError::Agent)?;
+            network.started(&refused, &filter).await.map_err(SandboxError::Network)?;
             info!(log, "sandbox ready"; "guest" => release);
             Ok((agent, files))
         };
@@ -333,7 +333,7 @@ async fn start_sandbox(
     agent: &AgentClient,
     request: &SandboxRequest,
     network: NetworkState,
-) -> Result<(String, Vec<String>), crate::agent_client::AgentError> {
+) -> Result<(String, Vec<String>, Vec<FilterRefusal>), AgentError> {
     let mut call = StartSandboxRequest::new();
     call.sandbox_id.clone_from(&request.id);
     // Like under runc, where a container without a name of its own has the host's.
@@ -349,7 +349,7 @@ async fn start_sandbox(
     call.clock_nanoseconds = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
     call.network = Some(network).into();
     let answer = agent.start_sandbox(&call).await?;
-    Ok((answer.kernel_release, sanitize(&answer.network_refused)))
+    Ok((answer.kernel_release, sanitize(&answer.network_refused), answer.filter_refused))
 }
 
 /// Where shells are asked for, if they are allowed. A sandbox does without rather than not at all.

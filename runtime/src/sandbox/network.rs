@@ -9,7 +9,8 @@
 //! ```
 //!
 //! It is looked at before the boot, before each container starts, and whenever netlink tells of a
-//! change. An interface that cannot be carried is left out with a warning.
+//! change. An interface that cannot be carried is left out with a warning. Packet filter rules are
+//! told with the rest; one that the guest cannot carry out keeps containers from starting.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use husk_agent_protocols::agent::NetworkState;
+use husk_agent_protocols::agent::{FilterRefusal, NetworkState};
 use husk_agent_protocols::resolver::Carrier;
 use husk_configuration::NetworkSettings;
 use husk_control::{NetworkDevice, RateLimit, TokenBucket};
@@ -35,7 +36,7 @@ use crate::error::chain;
 use crate::lock::lock;
 use crate::machine::{Machine, NetworkNamespace};
 use crate::resource::network::{
-    Found, Interface, Loopback, Namespace, NetworkError, Tap, redirect,
+    Filter, Found, Interface, Loopback, Namespace, NetworkError, Tap, Uncarried, redirect,
 };
 
 /// The kernel's path for frames.
@@ -62,6 +63,10 @@ pub(super) struct SandboxNetwork {
 struct Carried {
     devices: Vec<Device>,
     told: NetworkState,
+    /// The packet filter as `told`, with the names of its rules.
+    filter: Filter,
+    /// What the guest's kernel refused of it.
+    refused: Vec<Uncarried>,
     warned: HashSet<String>,
     /// Names of interfaces that have someone else's ingress discipline.
     occupied: Vec<String>,
@@ -144,31 +149,65 @@ impl SandboxNetwork {
             boot.descriptors.extend(descriptors);
             carried.devices.push(device);
         }
-        self.check_rules(&carried)?;
+        self.list_rules(&mut carried, &found)?;
+        self.check_rules(&mut carried)?;
         carried.told = carried.state(&found);
         boot.state = carried.told.clone();
         Ok(boot)
     }
 
-    /// Returns an error if there are rules in the namespace that the guest's packets pass by, unless the operator
-    /// accepts that.
-    pub(super) async fn check(&self) -> Result<(), NetworkError> {
-        self.check_rules(&*self.carried.lock().await)
+    /// Takes in what the guest's kernel refused of the network that it started with. Rules that it refused are an
+    /// error, unless the operator accepts that.
+    pub(super) async fn started(
+        &self,
+        refused: &[String],
+        filter: &[FilterRefusal],
+    ) -> Result<(), NetworkError> {
+        self.warn_of(refused);
+        let mut carried = self.carried.lock().await;
+        carried.refused = carried.filter.refused(filter);
+        self.check_rules(&mut carried)
     }
 
-    fn check_rules(&self, carried: &Carried) -> Result<(), NetworkError> {
-        let discipline = |name| format!("ingress queueing discipline of interface {name}");
-        let mut rules: Vec<_> = carried.occupied.iter().map(discipline).collect();
-        // Where nothing is carried, nothing passes by.
-        if !carried.devices.is_empty() {
-            rules.extend(self.namespace.rules()?);
+    /// Returns an error if there are rules in the namespace that the guest does not carry out, unless the operator
+    /// accepts that.
+    pub(super) async fn check(&self) -> Result<(), NetworkError> {
+        self.check_rules(&mut *self.carried.lock().await)
+    }
+
+    fn check_rules(&self, carried: &mut Carried) -> Result<(), NetworkError> {
+        let occupied = carried.occupied.iter().map(|name| Uncarried {
+            what: format!("ingress queueing discipline of interface {name}"),
+            reason: "a microVM's packets pass by traffic control".to_owned(),
+        });
+        let rules = carried.filter.uncarried.iter().chain(&carried.refused).cloned();
+        let all: Vec<_> = occupied.chain(rules).collect();
+        if self.settings.ignore_rules {
+            for Uncarried { what, reason } in all {
+                if carried.warned.insert(format!("{what} {reason}")) {
+                    warn!(self.log, "network: rule ignored"; "rule" => what, "reason" => reason);
+                }
+            }
+            return Ok(());
         }
-        let count = rules.len();
-        let Some(rule) = rules.into_iter().next().filter(|_| !self.settings.ignore_rules) else {
+        let count = all.len();
+        let Some(Uncarried { what: rule, reason }) = all.into_iter().next() else {
             return Ok(());
         };
         let others = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-        Err(NetworkError::PassedBy { rule, others })
+        Err(NetworkError::NotCarriedOut { rule, others, reason })
+    }
+
+    /// Looks at the packet filter's rules, which the next state has.
+    fn list_rules(&self, carried: &mut Carried, found: &Found) -> Result<(), NetworkError> {
+        let told = &carried.told;
+        // Where nothing is carried, nothing passes by.
+        if carried.devices.is_empty() && told.nftables.is_empty() && told.xtables.is_empty() {
+            carried.filter = Filter::default();
+        } else {
+            carried.filter = self.namespace.filter(&found.names(), &told.xtables)?;
+        }
+        Ok(())
     }
 
     /// Brings machine and guest up to what the namespace holds now.
@@ -190,15 +229,22 @@ impl SandboxNetwork {
             }
         }
         let gone = carried.take_gone(&found);
+        let mut told = self.list_rules(&mut carried, &found);
         let state = carried.state(&found);
         if state != carried.told {
             match agent.update_network(&state).await {
-                Ok(refused) => {
+                Ok((refused, filter)) => {
                     carried.told = state;
+                    carried.refused = carried.filter.refused(&filter);
                     self.warn_of(&refused);
                 }
                 Err(error) => {
                     warn!(self.log, "network: the guest was not told"; "error" => chain(&error));
+                    if (&state.nftables, &state.xtables)
+                        != (&carried.told.nftables, &carried.told.xtables)
+                    {
+                        told = told.and(Err(NetworkError::RulesNotTold(Box::new(error))));
+                    }
                 }
             }
         }
@@ -212,7 +258,7 @@ impl SandboxNetwork {
                     "error" => error);
             }
         }
-        Ok(())
+        told
     }
 
     /// From now on, follows the namespace by itself.
@@ -229,7 +275,7 @@ impl SandboxNetwork {
                     warn!(network.log, "network: cannot follow"; "error" => chain(&error));
                 }
                 if let Err(error) = network.check().await {
-                    warn!(network.log, "network: a rule has no effect"; "error" => chain(&error));
+                    warn!(network.log, "network: a rule is not carried out"; "error" => chain(&error));
                 }
             }
         });
@@ -376,7 +422,10 @@ impl Carried {
         }
         let devices: Vec<_> =
             self.devices.iter().map(|device| (&device.interface, device.address)).collect();
-        found.state(&devices)
+        let mut state = found.state(&devices);
+        state.nftables.clone_from(&self.filter.nftables);
+        state.xtables.clone_from(&self.filter.xtables);
+        state
     }
 
     /// Those whose interface is gone.

@@ -17,6 +17,7 @@ use crate::error::chain;
 use crate::lock::lock;
 use crate::machine::{FileServer, MachineEnd};
 use crate::resource::Limits;
+use crate::resource::network::NetworkError;
 use crate::shell::ShellDoor;
 
 /// No guest has more disks.
@@ -190,12 +191,16 @@ impl Sandbox {
     }
 
     /// Sees to it that the guest has the network that is there now: engines lay it between the
-    /// creation of a container and its start. Rules in the namespace that the guest's packets would pass by are
-    /// an error.
+    /// creation of a container and its start. Packet filter rules in the namespace that the guest does not
+    /// carry out are an error.
     pub async fn settle_network(&self) -> Result<(), SandboxError> {
         let Follower { machine, agent, .. } = &self.follower;
-        if let Err(error) = self.network.refresh(machine, agent).await {
-            warn!(self.log, "network: not looked at"; "error" => chain(&error));
+        match self.network.refresh(machine, agent).await {
+            Ok(()) => {}
+            Err(error @ (NetworkError::Rules(_) | NetworkError::RulesNotTold(_))) => {
+                return Err(SandboxError::Network(error));
+            }
+            Err(error) => warn!(self.log, "network: not looked at"; "error" => chain(&error)),
         }
         self.network.check().await.map_err(SandboxError::Network)
     }

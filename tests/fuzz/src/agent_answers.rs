@@ -11,6 +11,7 @@ use husk_agent_protocols::agent::{
     StartShellRequest, StatContainerResponse, UpdateNetworkResponse, WaitProcessResponse,
 };
 use husk_runtime::agent_client::{AgentClient, AgentError};
+use husk_runtime::resource::network::Filter;
 use protobuf::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -54,9 +55,11 @@ async fn calls(client: &AgentClient) {
         client.wait_out_of_memory("c1", 0),
         client.delete_container("c1"),
     );
-    if let Some(texts) = heard(updated) {
+    if let Some((texts, filter)) = heard(updated) {
         assert!(texts.len() <= MOST_TEXTS);
         assert!(texts.iter().all(|text| text.chars().count() <= LONGEST_TEXT));
+        // Nothing was told of a packet filter: nothing of it can be refused.
+        assert!(Filter::default().refused(&filter).is_empty());
     }
     heard(started);
     heard(created);

@@ -5,8 +5,8 @@
 
 use husk_agent::requests;
 use husk_agent_protocols::agent::{
-    CreateContainerRequest, ExecProcessRequest, HostPort, Interface, NetworkState,
-    StartSandboxRequest, Streams, UpdateContainerRequest,
+    CreateContainerRequest, ExecProcessRequest, HostPort, Interface, NetworkState, NftablesMessage,
+    NftablesTable, StartSandboxRequest, Streams, UpdateContainerRequest,
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protobuf::Message;
@@ -109,11 +109,15 @@ fn network(input: &mut Input<'_>) -> NetworkState {
     let mut state = NetworkState::new();
     while !input.is_empty() {
         let choice = input.byte();
-        let list = match choice % 5 {
+        let list = match choice % 6 {
             0 => &mut state.addresses,
             1 => &mut state.routes,
             2 => &mut state.neighbours,
             3 => &mut state.rules,
+            4 => {
+                state.nftables.push(table(input));
+                continue;
+            }
             _ => {
                 let name = format!("eth{}", input.byte());
                 state.interfaces.push(Interface { name, ..Default::default() });
@@ -134,6 +138,20 @@ fn network(input: &mut Input<'_>) -> NetworkState {
         list.push(message);
     }
     state
+}
+
+/// A table of nftables: a name of any length, and messages of any bytes.
+fn table(input: &mut Input<'_>) -> NftablesTable {
+    let mut table = NftablesTable::new();
+    table.family = input.byte().into();
+    table.name = "t".repeat(usize::from(input.byte()) * 300);
+    for _ in 0..input.byte() % 4 {
+        let mut message = NftablesMessage::new();
+        message.kind = input.long();
+        message.attributes = (0..input.byte() % 64).map(|_| input.byte()).collect();
+        table.messages.push(message);
+    }
+    table
 }
 
 /// What libcontainer is handed.

@@ -1,5 +1,7 @@
 //! What is in a network namespace, as far as a guest is to have it.
 
+use std::collections::HashMap;
+
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
@@ -73,6 +75,14 @@ impl Found {
             }
         }
         Self { interfaces, skipped, addresses, routes, neighbours, rules }
+    }
+}
+
+impl Found {
+    /// Returns the names of the interfaces that the guest has too.
+    pub fn names(&self) -> HashMap<u32, String> {
+        let all = self.interfaces.iter().map(|one| (one.index, one.name.clone()));
+        all.collect()
     }
 }
 

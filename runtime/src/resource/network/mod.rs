@@ -4,8 +4,8 @@
 //! netlink: interfaces worth carrying, and what belongs to them. Each interface is joined with a
 //! tap of the machine's ([`Tap`], [`redirect`]): frames that come in by one go out by the other, and
 //! the namespace's own stack sees none. The guest's device then wears the interface's name and
-//! addresses ([`Found::state`]). Rules that this passes by are named ([`Namespace::rules`]). What is dialled at the namespace's loopback addresses is accepted
-//! by [`Loopback`].
+//! addresses ([`Found::state`]), and carries out the namespace's packet filter rules, which this passes by
+//! ([`Filter`]). What is dialled at the namespace's loopback addresses is accepted by [`Loopback`].
 
 mod filter;
 mod found;
@@ -18,8 +18,8 @@ mod state;
 mod tap;
 #[cfg(test)]
 mod tests;
-mod xtables;
 
+pub use filter::{Filter, Uncarried};
 pub use found::{Found, Interface};
 pub use loopback::Loopback;
 pub use namespace::{Namespace, NetworkError};

@@ -15,6 +15,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
+use super::filter;
 use crate::apart::apart;
 
 /// Whose changes are of interest.
@@ -53,17 +54,22 @@ pub enum NetworkError {
     /// The packet filter's rules cannot be listed.
     #[error("cannot list the packet filter rules of the sandbox's network namespace")]
     Rules(#[source] io::Error),
-    /// Rules in the namespace that the guest's packets would pass by.
+    /// The guest could not be told of packet filter rules that have changed.
+    #[error("cannot tell the guest the packet filter rules of the sandbox's network namespace")]
+    RulesNotTold(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Rules in the namespace that the guest's packets would pass by, and that the guest cannot carry out.
     #[error(
-        "cannot carry out the {rule}{others} in the sandbox's network namespace: the packets of a microVM pass by \
-         it. Remove it (for a service mesh, exclude the pod from its CNI plugin), or set network.ignore_rules = \
-         true in husk.toml to run without it"
+        "cannot carry out the {rule}{others} of the sandbox's network namespace in the guest: {reason}. Remove it \
+         (for a service mesh, exclude the pod from its CNI plugin), or set network.ignore_rules = true in \
+         husk.toml to run without it"
     )]
-    PassedBy {
+    NotCarriedOut {
         /// The first of them.
         rule: String,
         /// How many others there are, as text.
         others: String,
+        /// The reason for the first.
+        reason: String,
     },
 }
 
@@ -82,6 +88,7 @@ pub struct Namespace {
     file: File,
     handle: Handle,
     events: Mutex<Events>,
+    filter: Option<filter::Watch>,
     socket: AbortHandle,
 }
 
@@ -94,11 +101,13 @@ impl Namespace {
             setns(&file, CloneFlags::CLONE_NEWNET)?;
             // The socket stays in the namespace it is made in, whoever drives it.
             let _entered = runtime.enter();
-            rtnetlink::new_multicast_connection(&GROUPS)
+            let connected = rtnetlink::new_multicast_connection(&GROUPS)?;
+            // A kernel without nftables has no news of it.
+            Ok::<_, io::Error>((connected, filter::Watch::open().ok()))
         });
-        let (connection, handle, events) = connected.map_err(NetworkError::Namespace)?;
+        let ((connection, handle, events), filter) = connected.map_err(NetworkError::Namespace)?;
         let socket = tokio::spawn(connection).abort_handle();
-        Ok(Self { file, handle, events: Mutex::new(events), socket })
+        Ok(Self { file, handle, events: Mutex::new(events), filter, socket })
     }
 
     /// For requests in the namespace.
@@ -120,7 +129,17 @@ impl Namespace {
     /// Waits until something has changed; false when nothing more will be heard.
     pub async fn changed(&self) -> bool {
         let mut events = self.events.lock().await;
-        let heard = events.next().await.is_some();
+        let filter = async {
+            match &self.filter {
+                Some(filter) if filter.changed().await => {}
+                // The rest is still told.
+                _ => std::future::pending().await,
+            }
+        };
+        let heard = tokio::select! {
+            event = events.next() => event.is_some(),
+            () = filter => true,
+        };
         // One look at what there is serves all that has come by then.
         while events.try_recv().is_ok() {}
         heard

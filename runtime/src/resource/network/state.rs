@@ -96,7 +96,8 @@ fn address(message: &AddressMessage, numbers: &Numbers) -> Option<Vec<u8>> {
 fn route(message: &RouteMessage, numbers: &Numbers) -> Option<Vec<u8>> {
     let mut message = message.clone();
     let through_device = match message.header.kind {
-        RouteType::Unicast => true,
+        // Of tables of their own, local routes are for transparent proxies.
+        RouteType::Unicast | RouteType::Local => true,
         RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
             false
         }

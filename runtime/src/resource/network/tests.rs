@@ -16,13 +16,13 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use super::*;
 
 /// A namespace that lives as long as this does.
-struct Own {
-    path: PathBuf,
+pub struct Own {
+    pub path: PathBuf,
     _end: mpsc::Sender<()>,
 }
 
 impl Own {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let (told, heard) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         std::thread::spawn(move || {
@@ -47,7 +47,7 @@ async fn index(netlink: &Handle, name: &str) -> u32 {
 }
 
 /// As a CNI plugin leaves it: eth0 with an address and a default route.
-async fn lay(netlink: &Handle) {
+pub async fn lay(netlink: &Handle) {
     netlink.link().add(LinkVeth::new("eth0", "peer").build()).execute().await.unwrap();
     for name in ["eth0", "peer"] {
         let up = LinkUnspec::new_with_name(name).mtu(1400).up().build();
@@ -146,7 +146,7 @@ async fn interfaces_are_joined_and_left_as_they_were() {
 
 /// Has a program of the host's lay rules in the namespace; false where there is none, or the kernel has not what
 /// it needs.
-fn lay_rules(namespace: &Namespace, program: &str, rules: &[&str]) -> bool {
+pub fn lay_rules(namespace: &Namespace, program: &str, rules: &[&str]) -> bool {
     rules.iter().all(|rule| {
         let run = || {
             let words: Vec<_> = rule.split(' ').collect();
@@ -165,50 +165,6 @@ fn lay_rules(namespace: &Namespace, program: &str, rules: &[&str]) -> bool {
             }
         }
     })
-}
-
-/// As Docker lays them for its name server, and what a service mesh's CNI plugin adds.
-const DOCKERS: [&str; 6] = [
-    "-w -t nat -N DOCKER_OUTPUT",
-    "-w -t nat -N DOCKER_POSTROUTING",
-    "-w -t nat -A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT",
-    "-w -t nat -A POSTROUTING -d 127.0.0.11/32 -j DOCKER_POSTROUTING",
-    "-w -t nat -A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp --dport 53 -j DNAT --to 127.0.0.11:40000",
-    "-w -t nat -A DOCKER_POSTROUTING -s 127.0.0.11/32 -p udp --sport 40000 -j SNAT --to :53",
-];
-const MESHS: [&str; 4] = [
-    "-w -t nat -N MESH_OUTPUT",
-    "-w -t nat -A OUTPUT -p tcp -j MESH_OUTPUT",
-    "-w -t nat -A MESH_OUTPUT -d 127.0.0.1/32 -j RETURN",
-    "-w -t nat -A MESH_OUTPUT -p tcp -j REDIRECT --to-ports 15001",
-];
-
-#[tokio::test]
-async fn rules_that_packets_pass_by_are_named_but_for_dockers() {
-    for program in ["iptables-nft", "iptables-legacy"] {
-        let Some(own) = Own::new() else { return };
-        let namespace = Namespace::open(&own.path).unwrap();
-        assert_eq!(namespace.rules().unwrap(), [""; 0]);
-        // Listing makes a table with its chains, which let everything pass.
-        if !lay_rules(&namespace, program, &["-w -t nat -L -n"]) {
-            continue;
-        }
-        assert_eq!(namespace.rules().unwrap(), [""; 0], "{program}");
-        assert!(lay_rules(&namespace, program, &DOCKERS), "{program}");
-        assert_eq!(namespace.rules().unwrap(), [""; 0], "{program}");
-        assert!(lay_rules(&namespace, program, &MESHS), "{program}");
-        let rules = namespace.rules().unwrap();
-        assert_eq!(rules.len(), 3, "{program}: {rules:?}");
-        let named = |what: &str| rules.iter().any(|rule| rule.contains(what));
-        assert!(named("(REDIRECT)") || named("(redir)"), "{program}: {rules:?}");
-        assert!(named("nat"), "{program}: {rules:?}");
-        // One of everything but Docker's address is no rule of Docker's.
-        let inverted = ["-w -t nat -A OUTPUT ! -d 127.0.0.11/32 -p tcp -j MESH_OUTPUT"];
-        assert!(lay_rules(&namespace, program, &inverted), "{program}");
-        assert_eq!(namespace.rules().unwrap().len(), 4, "{program}");
-        assert!(lay_rules(&namespace, program, &["-w -P OUTPUT DROP"]), "{program}");
-        assert_eq!(namespace.rules().unwrap().len(), 5, "{program}");
-    }
 }
 
 #[tokio::test]
