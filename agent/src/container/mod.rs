@@ -22,6 +22,7 @@ mod lifecycle;
 mod pids;
 pub mod spec;
 mod statistics;
+mod validity;
 mod volumes;
 
 pub use cgroup::Cgroup;
@@ -33,4 +34,5 @@ pub use lifecycle::Container;
 pub use pids::{Holder, SharedPids};
 pub use spec::SpecError;
 pub use statistics::Counters;
+pub use validity::Validity;
 pub use volumes::Volumes;
