@@ -197,6 +197,14 @@ fn volumes(runtime: Runtime) -> Result<()> {
     let inside = format!("{}:/tmp/copied", running.0);
     ok(&["cp", &format!("{path}/there"), &inside])?;
     ensure!(running.shell("cat /tmp/copied")? == "of the host");
+    ok(&["exec", "--detach", &running.0, "sh", "-c", "while :; do [ -e /tmp/late-3 ]; done"])?;
+    for number in 0..4 {
+        // The next command sees the name that the container has just looked for.
+        let late = format!("/tmp/late-{number}");
+        running.shell(&format!("[ ! -e {late} ]"))?;
+        ok(&["cp", &format!("{path}/there"), &format!("{}:{late}", running.0)])?;
+        ensure!(running.shell(&format!("cat {late}"))? == "of the host");
+    }
     running.shell("echo more >>/tmp/copied")?;
     let out = folder.path().join("out");
     ok(&["cp", &inside, out.to_str().context("no text")?])?;

@@ -1,9 +1,11 @@
 //! The container's root file system behaves as a local one.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime};
+use husk_tests::task::Task;
 
 use crate::endurance::number;
 use crate::shared::{Part, Ran, Shared, ran, script};
@@ -23,6 +25,7 @@ pub const CASES: &[Case] = &[
     ("files::posix_lock", |runtime| probe(runtime, POSIX_LOCK, "posix-lock")),
     ("files::large_and_equal", large_and_equal),
     ("files::set_group_id_folder", set_group_id_folder),
+    ("files::host_writes_before_an_exec", host_writes_before_an_exec),
 ];
 
 const ATTRIBUTES: Part = Part::new("attributes", "/probe attributes /root");
@@ -130,5 +133,39 @@ fn large_and_equal(runtime: Runtime) -> Result<()> {
 fn set_group_id_folder(runtime: Runtime) -> Result<()> {
     let text = SET_GROUP_ID.text(&DEFAULT.of(runtime)?.ran, 0)?;
     ensure!(text == "55 644\n55 2755", "{text}");
+    Ok(())
+}
+
+/// An exec sees what the host wrote into the root file system just before, under names that the container
+/// looks at all the time.
+fn host_writes_before_an_exec(runtime: Runtime) -> Result<()> {
+    let looks = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /row/new-$n ]; [ -e /row/gone-$n ]; done; \
+                 [ -s /row/replaced ]; [ -x /row/mode ]";
+    let mut row = None;
+    let run = Run::spec(runtime, &format!("while :; do {looks}; done"), |spec| {
+        row = spec["root"]["path"].as_str().map(|root| std::path::Path::new(root).join("row"));
+    })?;
+    let row = row.context("the spec has no root")?;
+    fs::create_dir_all(&row)?;
+    for name in
+        (0..10).map(|number| format!("gone-{number}")).chain(["replaced", "mode"].map(Into::into))
+    {
+        fs::write(row.join(name), "")?;
+    }
+    let task = Task::start(run)?;
+    for number in 0..10 {
+        fs::write(row.join(format!("new-{number}")), "new\n")?;
+        fs::remove_file(row.join(format!("gone-{number}")))?;
+        fs::write(row.join("next"), format!("replaced {number}\n"))?;
+        fs::rename(row.join("next"), row.join("replaced"))?;
+        let mode = if number % 2 == 0 { 0o755 } else { 0o644 };
+        fs::set_permissions(row.join("mode"), Permissions::from_mode(mode))?;
+        let line = format!(
+            "cd /row; cat new-{number} replaced; [ -e gone-{number} ] && echo there; stat -c %a mode"
+        );
+        let text = task.shell(&line)?;
+        let wanted = format!("new\nreplaced {number}\n{mode:o}");
+        ensure!(text == wanted, "after {number}: {text:?} instead of {wanted:?}");
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Mounts: what the client asks for, and what every container has.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Result, ensure};
 use husk_stage::Stage;
@@ -105,8 +106,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     let mounted = Mounted::tmpfs(at("all/inner"))?;
     fs::write(at("all/inner/file"), "inner\n")?;
     fs::write(at("flags/run"), "#!/bin/sh\necho ran\n")?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(at("flags/run"), mode)?;
+    fs::set_permissions(at("flags/run"), Permissions::from_mode(0o755))?;
     let mut run = Run::shell(
         runtime,
         &script(&[
@@ -308,21 +308,26 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
     let shared = within::SHARED.of(runtime)?;
     let here = tempfile::tempdir_in(shared.volume.path())?;
     fs::write(here.path().join("value"), "old\n")?;
+    fs::write(here.path().join("kept"), "")?;
+    fs::set_permissions(here.path().join("kept"), Permissions::from_mode(0o600))?;
     let name = here.path().file_name().unwrap_or_default().to_string_lossy();
     let line = format!(
-        "cd /volume/{name}; cat value; touch ready; \
-         for i in $(seq 100); do [ -e go ] && break; sleep 0.2; done; sleep 1; cat value"
+        "cd /volume/{name}; cat value; stat -c %a kept; touch ready; \
+         for i in $(seq 100); do [ -e go ] && break; sleep 0.2; done; cat value; stat -c %a kept"
     );
     let words = ["task", "exec", "--exec-id", "host-changes", &shared.task.id, "sh", "-c", &line];
     let child = spawn(&words)?;
     until_true("it is ready", PATIENCE, || Ok(here.path().join("ready").exists()))?;
-    // As a kubelet replaces a ConfigMap: a new file under the old name, which Husk's guest believes
-    // for a second.
+    // As a kubelet replaces a ConfigMap: a new file under the old name.
     fs::write(here.path().join("next"), "new and longer\n")?;
     fs::rename(here.path().join("next"), here.path().join("value"))?;
+    fs::set_permissions(here.path().join("kept"), Permissions::from_mode(0o640))?;
+    let fresh = format!("cd /volume/{name}; cat value; stat -c %a kept");
+    let text = shared.task.shell(&fresh)?;
+    ensure!(text == "new and longer\n640", "an exec sees {text}");
     fs::write(here.path().join("go"), "")?;
     let text = finish(child)?.text(0)?;
-    ensure!(text == "old\nnew and longer", "{text}");
+    ensure!(text == "old\n600\nnew and longer\n640", "{text}");
     Ok(())
 }
 

@@ -79,6 +79,7 @@ async fn make_in(
     let request = ExecRequest {
         process,
         init,
+        validity: container.validity().clone(),
         bundle: container.bundle().path().to_owned(),
         cgroup: container.cgroup().path().to_owned(),
         console: console.path(),

@@ -11,6 +11,7 @@ use crate::container::error::{ContainerError, Tried};
 use crate::container::helper::Helper;
 use crate::container::spec;
 use crate::container::statistics::Statistics;
+use crate::container::validity::Validity;
 use crate::container::volumes::HeldVolumes;
 use crate::process::Process;
 
@@ -109,16 +110,18 @@ pub struct Container {
     id: String,
     bundle: Bundle,
     cgroup: Cgroup,
+    validity: Validity,
     parts: Mutex<Parts>,
 }
 
 impl Container {
-    /// A container being created, under a checked id.
-    pub fn new(id: &str) -> Self {
+    /// A container being created, under a checked id. `validity` is that of the share.
+    pub fn new(id: &str, validity: Validity) -> Self {
         Self {
             id: id.to_owned(),
             bundle: Bundle::of(id),
             cgroup: Cgroup::of(id),
+            validity,
             parts: Mutex::default(),
         }
     }
@@ -135,6 +138,10 @@ impl Container {
     /// Its cgroup.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
+    }
+
+    pub(super) fn validity(&self) -> &Validity {
+        &self.validity
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
@@ -179,6 +186,11 @@ impl Container {
     /// Lets the created init process execute the container's command, and waits until it has, for
     /// [`EXECUTE_LIMIT`] at most. Fails as runc's text has it if the kernel refuses the command.
     pub async fn start(&self) -> Result<(), ContainerError> {
+        if self.state() != State::Created {
+            return self.refuse("not created");
+        }
+        self.validity.pass().await;
+        // Another call may have been first.
         if self.state() != State::Created {
             return self.refuse("not created");
         }

@@ -23,6 +23,7 @@ mod lifecycle;
 mod pids;
 pub mod spec;
 mod statistics;
+mod validity;
 mod volumes;
 
 pub use cgroup::Cgroup;
@@ -34,4 +35,5 @@ pub use execute::{Making, execute};
 pub use lifecycle::Container;
 pub use pids::{Holder, SharedPids};
 pub use statistics::Counters;
+pub use validity::Validity;
 pub use volumes::Volumes;

@@ -130,6 +130,7 @@ pub fn setup(request: StartSandboxRequest) -> Setup {
         clock: request.clock_nanoseconds,
         entropy: request.entropy,
         share: request.share_tag,
+        validity: request.validity_attribute,
         parameters: request.sysctls,
         shared_memory: request.shared_memory,
         name: request.sandbox_id,

@@ -8,7 +8,9 @@ use std::time::Duration;
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
-use crate::container::{self, Cgroup, Container, ContainerError, Holder, SharedPids, Volumes};
+use crate::container::{
+    self, Cgroup, Container, ContainerError, Holder, SharedPids, Validity, Volumes,
+};
 use crate::host::{Address, Host};
 use crate::init::reaper::Reaper;
 use crate::machine::{self, MachineError};
@@ -27,6 +29,7 @@ pub struct Sandbox {
     reaper: Arc<Reaper>,
     started: AtomicBool,
     name: OnceLock<String>,
+    validity: OnceLock<Validity>,
     volumes: Arc<Volumes>,
     pids: Holder,
     ending: watch::Sender<bool>,
@@ -45,6 +48,7 @@ impl Sandbox {
             reaper,
             started: AtomicBool::new(false),
             name: OnceLock::new(),
+            validity: OnceLock::new(),
             volumes: Arc::default(),
             pids: Holder::default(),
             ending: watch::Sender::new(false),
@@ -61,6 +65,7 @@ impl Sandbox {
         }
         // Only the first caller comes here.
         let _ = self.name.set(setup.name.clone());
+        let _ = self.validity.set(Validity::new(setup.validity.clone()));
         let started = start::start(setup, matches!(self.host, Host::Vsock), &mut self.network());
         match &started {
             Ok(_) => info!(self.log, "sandbox: started"),
@@ -149,7 +154,8 @@ impl Sandbox {
         spec: &[u8],
         streams: process::Request,
     ) -> Result<Arc<Process>, ContainerError> {
-        let container = Arc::new(Container::new(id));
+        let validity = self.validity.get().cloned().unwrap_or_default();
+        let container = Arc::new(Container::new(id, validity));
         {
             let mut containers = self.containers();
             if containers.contains_key(id) {

@@ -33,6 +33,8 @@ pub struct Setup {
     pub entropy: Vec<u8>,
     /// The virtio-fs tag of the share.
     pub share: String,
+    /// The share's attribute that tells how long the kernel may believe what it was told of it.
+    pub validity: String,
     /// Kernel parameters by dotted name.
     pub parameters: HashMap<String, String>,
     /// Bytes of the memory that containers share.

@@ -342,6 +342,7 @@ async fn start_sandbox(
         name => name.to_owned(),
     };
     SHARE_TAG.clone_into(&mut call.share_tag);
+    husk_control::VALIDITY_ATTRIBUTE.clone_into(&mut call.validity_attribute);
     call.shared_memory = request.shared_memory;
     call.sysctls = request.sysctls.clone().into_iter().collect();
     call.entropy = entropy().unwrap_or_default();

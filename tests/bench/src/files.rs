@@ -13,6 +13,9 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 /// Small files, and the length of each in bytes.
 const FILES: usize = 5000;
 const SMALL: usize = 1000;
+/// Files whose status is asked for, and how often for each.
+const LOOKED_AT: usize = 2000;
+const LOOKS: usize = 3;
 /// Length of the large file, and of one read or write of it, in bytes.
 const LARGE: u64 = 64 << 20;
 const STRETCH: usize = 128 << 10;
@@ -37,6 +40,8 @@ enum Kind {
     Create,
     /// Lists them, with the size of each.
     List,
+    /// Asks for the status of 2,000 of them by name, three times over.
+    Status,
     /// Reads them.
     Read,
     /// Removes them.
@@ -61,6 +66,7 @@ pub fn run(step: &Step) -> Result<()> {
         Kind::Nothing => Ok(()),
         Kind::Create => create(&small),
         Kind::List => list(&small),
+        Kind::Status => status(&small),
         Kind::Read => read(&small),
         Kind::Remove => remove(&small),
         Kind::Write => write(&large),
@@ -90,6 +96,14 @@ fn list(folder: &Path) -> Result<()> {
         bytes += entry?.metadata()?.len();
     }
     ensure!(bytes == (FILES * SMALL) as u64, "the files have {bytes} bytes");
+    Ok(())
+}
+
+fn status(folder: &Path) -> Result<()> {
+    for number in (0..LOOKS).flat_map(|_| 0..LOOKED_AT) {
+        let length = fs::symlink_metadata(folder.join(format!("file-{number}")))?.len();
+        ensure!(length == SMALL as u64, "file-{number} has {length} bytes");
+    }
     Ok(())
 }
 

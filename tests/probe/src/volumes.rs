@@ -35,7 +35,7 @@ fn one_file(paths: &[&Path; 4]) -> Result<()> {
     let known = paths.map(|path| fs::metadata(path).map(|found| (found.dev(), found.ino())));
     let known = known.into_iter().collect::<Result<Vec<_>, _>>()?;
     ensure!(known.iter().all(|one| *one == known[0]), "{known:?}");
-    let readers = paths.map(|path| File::open(path)).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let readers = paths.map(File::open).into_iter().collect::<Result<Vec<_>, _>>()?;
     for (number, path) in [0, 1, 3].map(|number| (number, paths[number])) {
         let text = format!("written by {number}");
         let writer = File::options().write(true).open(path)?;

@@ -31,6 +31,12 @@ pub const MAX_PACKET: usize = 64 * 1024;
 /// interface needs two for each pair of its queues.
 pub const MAX_DESCRIPTORS: usize = 253;
 
+/// The extended attribute of the shared folder by which the guest's agent asks its file server how long
+/// something may still be believed that the guest's kernel was told of names and attributes: nanoseconds as
+/// a little-endian `i64`, negative if nothing has been since. Only a process with `CAP_SYS_ADMIN` over the
+/// guest can ask for `trusted.` attributes. The runtime tells the agent this name.
+pub const VALIDITY_ATTRIBUTE: &str = "trusted.husk.validity";
+
 /// The context id of the host in vsock addresses.
 pub const HOST_CID: u64 = 2;
 

@@ -2,7 +2,7 @@
 
 use husk_stage::Stage;
 
-use crate::client::{Server, is_root, terminated, words};
+use crate::client::{Client, Server, is_root, terminated, word, words};
 
 #[test]
 fn mounts_made_later_show_and_are_told_apart() {
@@ -48,6 +48,41 @@ fn mounts_made_later_show_and_are_told_apart() {
     assert_eq!(created.unwrap_err(), libc::EROFS);
     assert_eq!(client.open(through.node, libc::O_RDWR), Err(libc::EROFS));
     client.open(direct.node, libc::O_RDWR).unwrap();
+}
+
+#[test]
+fn the_agent_hears_how_long_a_name_is_believed() {
+    if !is_root() {
+        return;
+    }
+    let folder = Stage::apart().unwrap();
+    std::fs::create_dir(folder.path().join("rootfs")).unwrap();
+    let mut server = Server::start(folder.path(), 1);
+    let mut client = server.client();
+    let get = |client: &mut Client, node: u64, size: u32| {
+        let mut body = words(&[size, 0]);
+        body.extend(terminated(husk_control::VALIDITY_ATTRIBUTE));
+        client.call(22, node, &body)
+    };
+    let left =
+        |client: &mut Client| i64::from_le_bytes(get(client, 1, 8).unwrap().try_into().unwrap());
+    assert!(left(&mut client) <= 0);
+    let at = folder.mount("tmpfs", "rootfs", "").unwrap();
+    let root = client.lookup(1, "rootfs").unwrap();
+    assert_eq!(client.lookup(root.node, "none").unwrap().node, 0);
+    let now = left(&mut client);
+    assert!((0..20_000_000).contains(&now), "{now} ns");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert!(left(&mut client) < 0);
+    // What is asked of the share's own tree is nothing that the host changes.
+    client.call(3, 1, &[0; 16]).unwrap();
+    assert!(left(&mut client) < 0);
+    assert_eq!(word(&get(&mut client, 1, 0).unwrap(), 0), 8);
+    assert_eq!(get(&mut client, 1, 4), Err(libc::ERANGE));
+    // Elsewhere it is an attribute like any other.
+    std::fs::write(at.join("file"), "").unwrap();
+    let file = client.lookup(root.node, "file").unwrap();
+    assert!(matches!(get(&mut client, file.node, 8), Err(libc::ENODATA | libc::EOPNOTSUPP)));
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::container::helper::lookup;
 use crate::container::helper::priority;
 use crate::container::helper::report::{Because, Failure, Report};
 use crate::container::helper::terminal;
+use crate::container::validity::End;
 use crate::init::calls;
 use crate::init::mounts::CGROUP_ROOT;
 
@@ -36,6 +37,8 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
     let console = request.console.as_deref().map(Sender::connect).transpose();
     let console = console.because("terminal")?;
     let syscall = create_syscall();
+    // An answer that does not come is no reason to start nothing.
+    let end = request.validity.end().ok();
 
     let doors = Doors::open(&request).because("open the cgroup")?;
     let own = request.process.oom_score_adj();
@@ -52,7 +55,7 @@ pub fn run(directory: &Path, report: &Report) -> Result<i32, Failure> {
         ForkResult::Parent { child } => Ok(child.as_raw()),
         ForkResult::Child => {
             let failure = match doors.enter().because("join the cgroup") {
-                Ok(()) => become_process(&request, &spec, console, report, &*syscall),
+                Ok(()) => become_process(&request, &spec, (console, end), report, &*syscall),
                 Err(failure) => failure,
             };
             report.failed(&failure);
@@ -118,7 +121,7 @@ fn join_namespaces(request: &ExecRequest, spec: &Spec) -> Result<(), Failure> {
 fn become_process(
     request: &ExecRequest,
     spec: &Spec,
-    console: Option<Sender>,
+    (console, end): (Option<Sender>, Option<End>),
     report: &Report,
     syscall: &dyn Syscall,
 ) -> Failure {
@@ -128,6 +131,8 @@ fn become_process(
     let dressed = begin(request, spec, console, syscall)
         // A command that nobody hears is not executed; from here on a filter may forbid to wait.
         .and_then(|()| report.await_go())
+        // The first path below is looked up in the container.
+        .map(|()| end.map_or((), End::wait))
         .and_then(|()| dress(&request.process, profile, &command, syscall));
     match dressed {
         Ok(()) => command.execute(),

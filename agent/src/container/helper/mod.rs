@@ -24,6 +24,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
+use crate::container::validity::Validity;
 use crate::init::calls;
 
 pub use console::Console;
@@ -53,6 +54,8 @@ pub struct ExecRequest {
     pub process: Process,
     /// The container's init.
     pub init: u32,
+    /// That of the share.
+    pub validity: Validity,
     /// The container's bundle.
     pub bundle: PathBuf,
     /// The container's cgroup.

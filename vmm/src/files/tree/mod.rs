@@ -37,6 +37,7 @@ mod statx;
 mod system;
 mod table;
 mod trusted;
+mod validity;
 mod watcher;
 
 use std::ffi::CStr;
@@ -56,11 +57,7 @@ use handle::{Handle, Handles};
 use mounts::Mounts;
 use node::{Border, Limits, Node, Nodes};
 use system::Status;
-
-/// How long the guest may believe names and attributes at most. Long enough that a burst of calls on one
-/// file asks once; short enough that a change made on the host (a mounted volume, a ConfigMap) is
-/// seen as soon as anyone would look.
-const CACHE_TIME: Duration = Duration::from_secs(1);
+use validity::{OWN_VALIDITY, Validity};
 
 /// `fuse_attr.flags`: the node is the root of another mount, to be one in the guest as well.
 const ATTRIBUTE_SUBMOUNT: u32 = 1;
@@ -70,6 +67,7 @@ pub struct Tree {
     nodes: Nodes,
     handles: Handles,
     mounts: Mounts,
+    validity: Validity,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -94,6 +92,7 @@ impl Tree {
             nodes: Nodes::new(root, &status, limits),
             handles: Handles::new(limits.handles),
             mounts: Mounts::new(volumes),
+            validity: Validity::new(),
             descriptors,
             submounts: AtomicBool::new(false),
         })
@@ -206,14 +205,17 @@ impl Tree {
     /// asked for each time, and the answer brings the attributes.
     fn entry_time(&self, parent: &Node) -> Duration {
         let shared = parent.mount == self.nodes.root_mount() || self.mounts.of(parent.mount).volume;
-        if shared { Duration::ZERO } else { CACHE_TIME }
+        if shared { Duration::ZERO } else { self.validity.begin() }
     }
 
     /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
     /// the guest it is a mount.
     fn attribute_time(&self, node: &Node) -> Duration {
+        if node.mount == self.nodes.root_mount() {
+            return OWN_VALIDITY;
+        }
         let volume = self.mounts.of(node.mount).volume;
-        if volume && node.is_bound { Duration::ZERO } else { CACHE_TIME }
+        if volume && node.is_bound { Duration::ZERO } else { self.validity.begin() }
     }
 }
 
