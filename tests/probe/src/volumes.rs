@@ -35,20 +35,20 @@ fn one_file(paths: &[&Path; 4]) -> Result<()> {
     let known = paths.map(|path| fs::metadata(path).map(|found| (found.dev(), found.ino())));
     let known = known.into_iter().collect::<Result<Vec<_>, _>>()?;
     ensure!(known.iter().all(|one| *one == known[0]), "{known:?}");
-    let readers = paths.map(|path| File::open(path)).into_iter().collect::<Result<Vec<_>, _>>()?;
-    for (number, path) in [0, 1, 3].map(|number| (number, paths[number])) {
+    let readers = paths.map(File::open).into_iter().collect::<Result<Vec<_>, _>>()?;
+    for (number, path) in [(0_u32, paths[0]), (1, paths[1]), (3, paths[3])] {
         let text = format!("written by {number}");
         let writer = File::options().write(true).open(path)?;
         writer.write_all_at(text.as_bytes(), 0)?;
-        writer.set_len(100 + number as u64)?;
-        let mode = 0o600 + number as u32;
+        writer.set_len(100 + u64::from(number))?;
+        let mode = 0o600 + number;
         writer.set_permissions(Permissions::from_mode(mode))?;
         for reader in &readers {
             let mut seen = vec![0; text.len()];
             reader.read_exact_at(&mut seen, 0)?;
             ensure!(seen == text.as_bytes(), "{path:?}: {seen:?}");
             let status = reader.metadata()?;
-            ensure!(status.len() == 100 + number as u64, "{path:?}: {}", status.len());
+            ensure!(status.len() == 100 + u64::from(number), "{path:?}: {}", status.len());
             ensure!(status.mode() & 0o777 == mode, "{path:?}: {:o}", status.mode());
         }
     }
