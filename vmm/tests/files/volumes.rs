@@ -217,16 +217,19 @@ fn a_file_goes_on_when_one_of_its_volumes_or_names_is_gone() {
 }
 
 #[test]
-fn a_folder_of_a_volume_is_another_when_that_is_mounted_again() {
+fn folders_are_reached_by_their_own_volume_when_another_was_gone_before() {
     on_each(|stage, client, kind| {
-        let before = walk(client, "0/sub").unwrap();
-        stage.unmount(".volumes/g/0");
+        let part = walk(client, "1").unwrap();
+        let before = walk(client, "3/sub").unwrap();
+        // Nothing holds the read-only mount, so its id may be given to the next.
+        crowd(client, part.node);
+        stage.unmount(".volumes/g/3");
         fs::create_dir(stage.path().join(".volumes/g/5")).unwrap();
-        // The mount's id is given again.
         stage.bind("disk/top", ".volumes/g/5");
         let again = walk(client, "5/sub").unwrap();
-        assert_ne!(again.node, before.node, "{kind}");
         client.create(again.node, "new", libc::O_RDWR, 0o600, 0).unwrap();
+        let old = client.lookup(before.node, "new");
+        assert!(old.is_err() || before.node == again.node, "{kind}: {old:?}");
     });
 }
 
