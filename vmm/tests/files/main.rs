@@ -10,4 +10,3 @@ mod mounts;
 mod operations;
 mod stage;
 mod vhost;
-mod volumes;

@@ -8,6 +8,10 @@
 mod client;
 mod crowd;
 mod place;
+#[allow(dead_code)]
+#[path = "../files/stage.rs"]
+mod stage;
+mod volumes;
 mod world;
 
 use std::fs::File;
