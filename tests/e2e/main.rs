@@ -30,6 +30,7 @@ mod terminal;
 mod traffic;
 mod userland;
 mod versions;
+mod volumes;
 mod within;
 
 use std::io::Write;
@@ -150,7 +151,7 @@ fn groups() -> Vec<Group> {
         ),
         // Those for which the large image is imported.
         group(300, &[network::CASES, mesh::CASES, traffic::CASES, userland::CASES], BOTH, true),
-        group(230, &[pods::CASES], BOTH, true),
+        group(230, &[pods::CASES, volumes::CASES], BOTH, true),
         group(190, &[task::CASES, within::CASES, terminal::CASES], BOTH, true),
         group(40, &[alone::HUSK_CASES_BESIDE], HUSK, true),
     ];

@@ -37,6 +37,22 @@ pub fn flock(folder: &str) -> Result<()> {
     Ok(())
 }
 
+/// Locks a file, which it makes, for ever.
+pub fn hold(path: &str) -> Result<()> {
+    let file = File::create(path)?;
+    file.lock()?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Says whether a file can be locked.
+pub fn try_once(path: &str) -> Result<()> {
+    let file = File::open(path)?;
+    println!("{}", if file.try_lock().is_ok() { "free" } else { "held" });
+    Ok(())
+}
+
 /// POSIX record locks: overlapping ranges conflict between processes, others do not.
 pub fn posix(folder: &str) -> Result<()> {
     const WRITE: i16 = 1; // F_WRLCK

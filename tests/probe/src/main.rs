@@ -52,6 +52,8 @@ fn main() -> Result<()> {
         ["volumes", whole, part, read_only, file] => {
             volumes::same(whole, part, read_only, file)?;
         }
+        ["hold-lock", path] => locks::hold(path)?,
+        ["try-lock", path] => locks::try_once(path)?,
         ["listen", path] => sockets::listen(path)?,
         ["connect", path, text] => sockets::connect(path, text)?,
         ["attack", name, seconds, seed] => attack::run(name, seconds.parse()?, seed.parse()?)?,

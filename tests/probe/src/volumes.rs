@@ -40,7 +40,7 @@ fn one_file(paths: &[&Path; 4]) -> Result<()> {
         let text = format!("written by {number}");
         let writer = File::options().write(true).open(path)?;
         writer.write_all_at(text.as_bytes(), 0)?;
-        writer.set_len(u64::from(100 + number))?;
+        writer.set_len(100 + u64::from(number))?;
         let mode = 0o600 + number;
         writer.set_permissions(Permissions::from_mode(mode))?;
         for reader in &readers {
@@ -48,7 +48,7 @@ fn one_file(paths: &[&Path; 4]) -> Result<()> {
             reader.read_exact_at(&mut seen, 0)?;
             ensure!(seen == text.as_bytes(), "{path:?}: {seen:?}");
             let status = reader.metadata()?;
-            ensure!(status.len() == u64::from(100 + number), "{path:?}: {}", status.len());
+            ensure!(status.len() == 100 + u64::from(number), "{path:?}: {}", status.len());
             ensure!(status.mode() & 0o777 == mode, "{path:?}: {:o}", status.mode());
         }
     }

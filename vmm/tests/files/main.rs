@@ -9,4 +9,3 @@ mod messages;
 mod mounts;
 mod operations;
 mod vhost;
-mod volumes;

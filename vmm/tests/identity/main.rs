@@ -8,6 +8,7 @@
 mod client;
 mod crowd;
 mod place;
+mod volumes;
 mod world;
 
 use std::fs::File;

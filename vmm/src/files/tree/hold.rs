@@ -24,20 +24,24 @@ impl Held {
 
     /// Keeps the descriptor of node `number`, and returns those that are to be closed for it: without
     /// the lock, as closing can take long.
-    pub fn keep(
-        &mut self,
-        number: u64,
-        file: &Arc<File>,
-    ) -> (Option<Arc<File>>, Option<Descriptors>) {
+    pub fn keep(&mut self, number: u64, file: &Arc<File>) -> Descriptors {
         if let Some(kept) = self.young.get_mut(&number) {
-            let same = Arc::ptr_eq(kept, file);
-            return ((!same).then(|| std::mem::replace(kept, Arc::clone(file))), None);
+            if Arc::ptr_eq(kept, file) {
+                return HashMap::new();
+            }
+            return HashMap::from([(number, std::mem::replace(kept, Arc::clone(file)))]);
         }
-        let replaced = self.old.remove(&number);
         let full = self.young.len() >= self.half;
-        let gone = full.then(|| std::mem::replace(&mut self.old, std::mem::take(&mut self.young)));
+        let mut gone = if full {
+            std::mem::replace(&mut self.old, std::mem::take(&mut self.young))
+        } else {
+            HashMap::new()
+        };
+        if let Some(file) = self.old.remove(&number) {
+            gone.insert(number, file);
+        }
         self.young.insert(number, Arc::clone(file));
-        (replaced, gone)
+        gone
     }
 
     /// Lets go of the descriptor of node `number`.

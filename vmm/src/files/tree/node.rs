@@ -52,8 +52,6 @@ pub struct Node {
     pub domain: Arc<Domain>,
     /// The mount that it was found on; of several one that the host lets write to.
     pub mount: u64,
-    /// For a directory, the node of its mount's root.
-    pub realm: u64,
     /// Whether it is a file that is mounted somewhere: no name leads to it there.
     pub is_bound: bool,
     /// `S_IFMT` bits; they never change.
@@ -68,7 +66,6 @@ impl Node {
             read_only,
             domain: Arc::clone(&known.domain),
             mount: known.mount,
-            realm: known.realm,
             is_bound: known.is_bound(),
             kind: known.identity.kind(),
         }
@@ -375,13 +372,13 @@ impl Nodes {
         let path = (Arc::new(path), spot.is_some_and(|spot| spot.read_only));
         // A mount's root is found in one place.
         let own = border != Border::None || status.is_folder() && status.mount != folder.mount;
-        let within = (!own).then(|| (folder.domain.number(), folder.realm));
+        let domain = (!own).then(|| folder.domain.number());
         let alone = status.links() < 2;
         let (mut verdict, mut gone) = (None, None);
         for _ in 0..TRIES {
             let mut table = self.change();
             let found =
-                spot.map_or(Found::New, |spot| table.find(&spot.place, &identity, within, gone));
+                spot.map_or(Found::New, |spot| table.find(&spot.place, &identity, domain, gone));
             let told = |number| verdict.and_then(|(of, verdict)| (of == number).then_some(verdict));
             match (&found, spot) {
                 (Found::Same(number), _) => {
@@ -455,9 +452,8 @@ impl Nodes {
             Border::Mount => Arc::new(Domain::new(next(), status.device)),
             Border::Group => Arc::new(Domain::group(next())),
         };
-        let realm = (status.mount == folder.mount).then_some(folder.realm);
         let file = (Identity::of(status), status.mount);
-        let number = table.add(spot.cloned(), file, (domain, realm), parted).ok_or_else(stale)?;
+        let number = table.add(spot.cloned(), file, domain, parted).ok_or_else(stale)?;
         drop(table);
         self.reached(number, &path)
     }

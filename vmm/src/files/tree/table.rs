@@ -34,13 +34,8 @@ pub struct Spot {
 /// A descriptor, and whether the host refuses to write by the mount that it was opened on.
 pub type Opened = (Arc<File>, bool);
 
-/// Domain, realm of a directory (0 for other files) and identity: the same for all names that may be one
-/// node.
-type Key = (u64, u64, Identity);
-
-fn key(domain: u64, realm: u64, identity: Identity) -> Key {
-    (domain, if identity.kind() == libc::S_IFDIR { realm } else { 0 }, identity)
-}
+/// Domain and identity: the same for all names that may be one node.
+type Key = (u64, Identity);
 
 /// A file that the guest was told of.
 #[derive(Debug)]
@@ -51,9 +46,6 @@ pub struct Known {
     pub mount: u64,
     /// The file system that it belongs to in the guest.
     pub domain: Arc<Domain>,
-    /// The node of the root of its mount, for a directory. A mount's id is given again when the mount is
-    /// gone; a node's number is not.
-    pub realm: u64,
     /// How often the guest was told of it, less how often it forgot.
     lookups: u64,
     /// Places in this directory; while there are any, the node stays.
@@ -107,12 +99,11 @@ pub struct Table {
 }
 
 impl Known {
-    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, realm: u64) -> Self {
+    fn new((identity, mount): (Identity, u64), domain: Arc<Domain>) -> Self {
         Self {
             identity,
             mount,
             domain,
-            realm,
             lookups: 1,
             children: 0,
             places: Vec::new(),
@@ -192,7 +183,7 @@ impl Known {
     }
 
     fn key(&self) -> Key {
-        key(self.domain.number(), self.realm, self.identity)
+        (self.domain.number(), self.identity)
     }
 
     /// Returns which places a further one replaces. `alone` says that the file has no other on its mount.
@@ -230,7 +221,7 @@ impl Known {
 impl Table {
     /// Only the root, which is never forgotten.
     pub fn new((identity, mount): (Identity, u64), domain: Arc<Domain>, root: Arc<File>) -> Self {
-        let mut known = Known::new((identity, mount), domain, ROOT);
+        let mut known = Known::new((identity, mount), domain);
         known.pinned = Some((root, false));
         let identities = HashMap::from([(known.key(), Sharing::One(ROOT))]);
         let known = HashMap::from([(ROOT, known)]);
@@ -252,13 +243,13 @@ impl Table {
         self.places.get(place).copied()
     }
 
-    /// Looks for what was found at `place`, where node `gone` is not any more. `within` is the domain and realm that the file must belong to
-    /// if it is known from another place; `None` if it cannot be.
+    /// Looks for what was found at `place`, where node `gone` is not any more. `domain` is the one that the
+    /// file belongs to if it is known from another place; `None` if it cannot be.
     pub fn find(
         &self,
         place: &Place,
         identity: &Identity,
-        within: Option<(u64, u64)>,
+        domain: Option<u64>,
         gone: Option<u64>,
     ) -> Found {
         if let Some(number) = self.at(place).filter(|number| Some(*number) != gone)
@@ -271,8 +262,7 @@ impl Table {
                 return Found::Changed(number);
             }
         }
-        let key = within.map(|(domain, realm)| key(domain, realm, *identity));
-        match key.and_then(|key| self.identities.get(&key)) {
+        match domain.and_then(|domain| self.identities.get(&(domain, *identity))) {
             Some(Sharing::One(number)) if self.known.contains_key(number) => Found::Like(*number),
             _ => Found::New,
         }
@@ -285,13 +275,13 @@ impl Table {
         }
     }
 
-    /// Adds a node for a file that was found at `spot`. No `realm` says that one begins with it; `parted`
-    /// that the identity is not the file's alone.
+    /// Adds a node for a file that was found at `spot`. `parted` says that the identity is not the file's
+    /// alone.
     pub fn add(
         &mut self,
         spot: Option<Spot>,
         (identity, mount): (Identity, u64),
-        (domain, realm): (Arc<Domain>, Option<u64>),
+        domain: Arc<Domain>,
         parted: bool,
     ) -> Option<u64> {
         if spot.as_ref().is_some_and(|spot| !self.known.contains_key(&spot.place.0)) {
@@ -299,7 +289,7 @@ impl Table {
         }
         let number = self.next;
         self.next += 1;
-        let known = Known::new((identity, mount), domain, realm.unwrap_or(number));
+        let known = Known::new((identity, mount), domain);
         let key = known.key();
         self.known.insert(number, known);
         match self.identities.entry(key) {

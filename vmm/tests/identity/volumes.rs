@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use husk_control::VolumeRules;
 use husk_stage::Stage;
 
-use crate::client::{Client, Entry, Server, is_root, long, longs, terminated, words};
+use crate::client::{Client, Entry, is_root, long, longs, terminated};
+use crate::serve;
 
 const ROOT: u64 = 1;
 const SUBMOUNT: u32 = 1;
@@ -47,9 +47,9 @@ fn fill(stage: &Stage, kind: &str) -> bool {
     match kind {
         "ext4" => {
             let image = stage.path().join("image");
-            fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+            fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
             let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-            run(Command::new("mkfs.ext4").args(["-q", "-F", "-N", "12000"]).arg(&image))
+            run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))
                 && run(Command::new("mount").args(["-o", "loop"]).args([&image, &disk]))
         }
         "overlay" => {
@@ -69,11 +69,6 @@ fn fill(stage: &Stage, kind: &str) -> bool {
             true
         }
     }
-}
-
-fn serve(stage: &Stage) -> Server {
-    let rules = VolumeRules { folder: ".volumes".to_owned(), immutable_flags: false };
-    Server::start_with(stage.path(), 1, Some(rules))
 }
 
 fn walk(client: &mut Client, path: &str) -> Result<Entry, i32> {
@@ -115,8 +110,7 @@ fn on_each(body: impl Fn(&Stage, &mut Client, &str)) {
     }
     for kind in ["tmpfs", "ext4", "overlay"] {
         let Some(stage) = stage(kind) else { continue };
-        let mut server = serve(&stage);
-        let mut client = server.client();
+        let mut client = serve(stage.path());
         body(&stage, &mut client, kind);
     }
 }
@@ -217,29 +211,29 @@ fn a_file_goes_on_when_one_of_its_volumes_or_names_is_gone() {
 }
 
 #[test]
-fn a_folder_of_a_volume_is_another_when_that_is_mounted_again() {
+fn folders_are_reached_by_their_own_volume_when_another_was_gone_before() {
     on_each(|stage, client, kind| {
-        let before = walk(client, "0/sub").unwrap();
-        stage.unmount(".volumes/g/0").unwrap();
+        let part = walk(client, "1").unwrap();
+        let before = walk(client, "3/sub").unwrap();
+        // Nothing holds the read-only mount, so its id may be given to the next.
+        crowd(client, part.node);
+        stage.unmount(".volumes/g/3").unwrap();
         fs::create_dir(stage.path().join(".volumes/g/5")).unwrap();
-        // The mount's id is given again.
         stage.bind("disk/top", ".volumes/g/5").unwrap();
         let again = walk(client, "5/sub").unwrap();
-        assert_ne!(again.node, before.node, "{kind}");
         client.create(again.node, "new", libc::O_RDWR, 0o600, 0).unwrap();
+        let old = client.lookup(before.node, "new");
+        assert!(old.is_err() || before.node == again.node, "{kind}: {old:?}");
     });
 }
 
 /// Looks at so many files that no descriptor of earlier ones is held.
 fn crowd(client: &mut Client, folder: u64) {
     let inner = client.lookup(folder, "inner").unwrap().node;
-    if client.lookup(inner, "0").unwrap().node == 0 {
-        for name in 0..9000 {
-            client.mknod(inner, &name.to_string(), libc::S_IFREG | 0o600, 0).unwrap();
+    for name in 0..100 {
+        let name = name.to_string();
+        if client.lookup(inner, &name).unwrap().node == 0 {
+            client.mknod(inner, &name, libc::S_IFREG | 0o600, 0).unwrap();
         }
-    } else {
-        client.list(inner);
     }
-    let handle = long(&client.call(27, inner, &words(&[0, 0])).unwrap(), 0);
-    client.call(29, inner, &[longs(&[handle]), words(&[0; 4])].concat()).unwrap();
 }
