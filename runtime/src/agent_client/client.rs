@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    HostPort, ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StartShellRequest, StatContainerResponse, UpdateContainerRequest,
-    WaitOutOfMemoryRequest, WaitProcessResponse,
+    HostPort, ListProcessesResponse, NetworkState, ProcessRequest, RepeatChangesRequest,
+    ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest,
+    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StatContainerResponse,
+    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -171,6 +171,12 @@ impl AgentClient {
     /// Asks for the orderly end; at most `limit` for the answer.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.awake(After::Going, self.wire.shutdown(with_duration(limit), &Empty::new())).await?;
+        Ok(())
+    }
+
+    /// Has the guest's kernel raise the events of changes on volumes.
+    pub async fn repeat_changes(&self, request: &RepeatChangesRequest) -> Result<()> {
+        self.awake(After::Unchanged, self.wire.repeat_changes(short(), request)).await?;
         Ok(())
     }
 

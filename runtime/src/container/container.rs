@@ -10,6 +10,7 @@ use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, Pr
 use oci_spec::runtime::{Hook, Spec};
 use slog::{Logger, warn};
 
+use super::changes;
 use super::control::Going;
 use super::exec::console_size;
 use super::hooks::{self, HostHooks, State};
@@ -164,6 +165,7 @@ impl Container {
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
         let is_sandbox = request.id == follower.sandbox_id;
+        let changes = Arc::clone(volumes.changes());
         // A source may lie on a file system that answers late, or never.
         let laid_out =
             alongside_within(LAY_OUT, move || lay_out(request, is_sandbox, &share, &volumes)).await;
@@ -187,6 +189,7 @@ impl Container {
         };
         hooks::run(&guest.hooks.create, &state, &follower.mounts).await?;
         follower.explained(follower.agent.create_container(&call).await)?;
+        changes::tell(changes, &follower.agent);
         let killer = OutOfMemory::new(&request.id, pid, &follower.observer);
         killer.watch(follower.agent.clone());
         let init = Process::follow((&request.id, ""), &follower, streams, &killer);

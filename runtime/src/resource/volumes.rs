@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use nix::mount::MsFlags;
 
+use super::changes::{Changes, Watched, is_watched};
 use super::share::Point;
 use super::sources::{Identity, Opened};
 use super::{MountOptions, ResourceError, Share, Volume, VolumeKind, volume};
@@ -24,6 +25,7 @@ pub struct Volumes {
     share: Arc<Share>,
     _folder: Point,
     held: Mutex<Held>,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +42,7 @@ type Key = (Identity, Vec<String>);
 pub struct SharedVolume {
     name: String,
     read_only_by_host: bool,
+    _watched: Option<Watched>,
     _point: Point,
 }
 
@@ -60,7 +63,17 @@ impl Volumes {
     /// No volumes yet, in the shared folder `share`.
     pub fn create(share: &Arc<Share>) -> Result<Self, ResourceError> {
         let folder = Point::folder(share, PathBuf::from(VOLUMES))?;
-        Ok(Self { share: Arc::clone(share), _folder: folder, held: Mutex::default() })
+        Ok(Self {
+            share: Arc::clone(share),
+            _folder: folder,
+            held: Mutex::default(),
+            changes: Arc::default(),
+        })
+    }
+
+    /// The changes that the host makes on them.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// Says what a source is, following links.
@@ -86,9 +99,14 @@ impl Volumes {
         let name = held.next.to_string();
         held.next += 1;
         let place = Path::new(VOLUMES).join(&name);
+        // Without a watch programs in the guest only hear less, as on a host that allows no more.
+        let watched =
+            is_watched(source, kind).then(|| self.changes.watch(mount.root(), kind, &name));
+        let watched = watched.and_then(Result::ok);
         let point = volume::attach(mount, kind, source, &self.share, place)?;
         let read_only_by_host = may_be_mixed(&options, has_mounts);
-        let shared = Arc::new(SharedVolume { name, read_only_by_host, _point: point });
+        let shared =
+            Arc::new(SharedVolume { name, read_only_by_host, _watched: watched, _point: point });
         held.volumes.insert(key, Arc::downgrade(&shared));
         Ok(shared)
     }

@@ -32,6 +32,7 @@ mod node;
 mod open;
 mod own_process;
 mod position;
+mod repeat;
 mod statx;
 mod system;
 mod table;
@@ -55,6 +56,7 @@ use credentials::User;
 use handle::{Handle, Handles};
 use mounts::Mounts;
 use node::{Limits, Node, Nodes};
+use repeat::Repeat;
 use system::Status;
 use validity::{OWN_VALIDITY, Validity};
 
@@ -67,6 +69,7 @@ pub struct Tree {
     handles: Handles,
     mounts: Mounts,
     validity: Validity,
+    repeat: Repeat,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -92,6 +95,7 @@ impl Tree {
             handles: Handles::new(limits.handles),
             mounts: Mounts::new(volumes),
             validity: Validity::new(),
+            repeat: Repeat::default(),
             descriptors,
             submounts: AtomicBool::new(false),
         })
