@@ -1,12 +1,13 @@
 //! Mounts: what the client asks for, and what every container has.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Child;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use husk_stage::Stage;
-use husk_tests::containerd::{Run, Runtime};
-use husk_tests::containerd::{finish, spawn};
+use husk_tests::containerd::{PROBE, Run, Runtime, finish, spawn};
+use husk_tests::task::Task;
 use husk_tests::wait::{PATIENCE, until_true};
 use serde_json::{Value, json};
 
@@ -23,6 +24,7 @@ pub const CASES: &[Case] = &[
     ("mounts::file_read_only", file_read_only),
     ("mounts::nested", nested),
     ("mounts::host_changes_are_seen", host_changes_are_seen),
+    ("mounts::events_of_the_host", events_of_the_host),
     ("mounts::tmpfs", tmpfs),
     ("mounts::tmpfs_limits", tmpfs_limits),
     ("mounts::source_missing", source_missing),
@@ -328,6 +330,49 @@ fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
     fs::write(here.path().join("go"), "")?;
     let text = finish(child)?.text(0)?;
     ensure!(text == "old\n600\nnew and longer\n640", "{text}");
+    Ok(())
+}
+
+/// Programs that watch a projected volume or a mounted file hear what the host does to it.
+fn events_of_the_host(runtime: Runtime) -> Result<()> {
+    let here = tempfile::tempdir()?;
+    let settings = here.path().join("volumes/kubernetes.io~configmap/settings");
+    let project = |number: u32| -> Result<()> {
+        let folder = settings.join(format!("..{number}"));
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("value"), format!("value-{number}\n"))?;
+        symlink(format!("..{number}"), settings.join("..data_tmp"))?;
+        Ok(fs::rename(settings.join("..data_tmp"), settings.join("..data"))?)
+    };
+    project(1)?;
+    symlink("..data/value", settings.join("value"))?;
+    let given = here.path().join("given");
+    fs::write(&given, "old\n")?;
+    let run = Run::new(runtime, &["sleep", "100000"])
+        .flag("--mount")
+        .flag(bind(&settings, "/settings", "rbind:ro"))
+        .flag("--mount")
+        .flag(bind(&given, "/given", "rbind:ro"));
+    let task = Task::start(run.with_probe()?)?;
+    let watch = |name: &str, words: [&str; 3]| -> Result<Child> {
+        let fixed = ["task", "exec", "--exec-id", name, &task.id, PROBE, "events"];
+        let mut child = spawn(&[&fixed[..], &words].concat())?;
+        drop(child.stdin.take());
+        let out = child.stdout.as_mut().context("no stdout")?;
+        std::io::Read::read_exact(out, &mut [0; 6])?;
+        Ok(child)
+    };
+    let projected = watch("projected", ["/settings", "40000200..1", "/settings/value"])?;
+    project(2)?;
+    fs::remove_dir_all(settings.join("..1"))?;
+    let text = finish(projected)?.text(0)?;
+    let wanted = "40000100..2 100..data_tmp 40..data_tmp 80..data 40000200..1 value-1 value-2";
+    ensure!(text == wanted, "{text}");
+    ensure!(!settings.join("..1").exists() && settings.join("..2/value").exists());
+    let file = watch("file", ["/given", "8", "/given"])?;
+    fs::write(&given, "new\n")?;
+    let text = finish(file)?.text(0)?;
+    ensure!(text == "2 8 old new", "{text}");
     Ok(())
 }
 

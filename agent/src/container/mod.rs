@@ -12,6 +12,7 @@
 
 mod bundle;
 mod cgroup;
+pub mod changes;
 mod create;
 mod delete;
 pub mod devices;

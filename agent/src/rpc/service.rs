@@ -7,11 +7,11 @@ use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
     ExecProcessRequest, ExecProcessResponse, FilterRefusal, ForwardPortRequest, HostPort,
     Interface, InterfaceUse, ListProcessesResponse, NetworkState, NftablesTable, ProcessEntry,
-    ProcessRequest, ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest,
-    SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
-    StartShellRequest, StartShellResponse, StatContainerResponse, Streams, UpdateContainerRequest,
-    UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
-    XtablesTable,
+    ProcessRequest, RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest,
+    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest,
+    StartSandboxResponse, StartShellRequest, StartShellResponse, StatContainerResponse, Streams,
+    UpdateContainerRequest, UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse,
+    WaitProcessResponse, XtablesTable,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use tokio::sync::oneshot;
@@ -222,6 +222,16 @@ impl Agent for Service {
 
     async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
         self.sandbox.look_for_devices()?;
+        Ok(Empty::new())
+    }
+
+    async fn repeat_changes(
+        &self,
+        _: &TtrpcContext,
+        request: RepeatChangesRequest,
+    ) -> Result<Empty> {
+        self.started()?;
+        self.sandbox.repeat_changes(request).await;
         Ok(Empty::new())
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use husk_agent_protocols::agent::RepeatChangesRequest;
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
@@ -36,6 +37,7 @@ pub struct Sandbox {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     network: Mutex<Network>,
     shells: Shells,
+    repeating: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Sandbox {
@@ -55,6 +57,7 @@ impl Sandbox {
             containers: Mutex::default(),
             network,
             shells: Shells::default(),
+            repeating: Arc::default(),
         })
     }
 
@@ -112,6 +115,18 @@ impl Sandbox {
     /// Looks for devices that have come since the guest started.
     pub fn look_for_devices(&self) -> Result<(), MachineError> {
         machine::look_for_devices(&self.host.sys())
+    }
+
+    /// Has the kernel raise the events of what the host has changed on volumes.
+    pub async fn repeat_changes(&self, request: RepeatChangesRequest) {
+        // One call after the other: the share's server knows of one operation at a time.
+        let repeating = Arc::clone(&self.repeating).lock_owned().await;
+        let repeated = tokio::task::spawn_blocking(move || {
+            container::changes::repeat(&request.attribute, &request.changes);
+            drop(repeating);
+        });
+        // It ends as it can.
+        let _ = repeated.await;
     }
 
     /// Asks for the end; [`Sandbox::ending`] tells those who wait for it.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, FilterRefusal,
     ForwardPortRequest, HostPort, ListProcessesResponse, NetworkState, ProcessRequest,
-    ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest,
-    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StatContainerResponse,
-    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
+    RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest,
+    SignalProcessRequest, StartSandboxRequest, StartSandboxResponse, StartShellRequest,
+    StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -175,6 +175,12 @@ impl AgentClient {
     /// Asks for the orderly end; at most `limit` for the answer.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.awake(After::Going, self.wire.shutdown(with_duration(limit), &Empty::new())).await?;
+        Ok(())
+    }
+
+    /// Has the guest's kernel raise the events of changes on volumes.
+    pub async fn repeat_changes(&self, request: &RepeatChangesRequest) -> Result<()> {
+        self.awake(After::Unchanged, self.wire.repeat_changes(short(), request)).await?;
         Ok(())
     }
 

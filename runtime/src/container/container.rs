@@ -10,6 +10,7 @@ use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, Pr
 use oci_spec::runtime::{Hook, Spec};
 use slog::{Logger, warn};
 
+use super::changes;
 use super::control::Going;
 use super::exec::console_size;
 use super::hooks::{self, HostHooks, State};
@@ -161,6 +162,7 @@ impl Container {
     ) -> Result<Self, ContainerError> {
         check_name(&request.id)?;
         let is_sandbox = request.id == follower.sandbox_id;
+        let changes = Arc::clone(volumes.changes());
         // A source may lie on a file system that answers late, or never.
         let limit = follower.bounds.lay_out;
         let laid_out = alongside_within(Purpose::Open, limit, move || {
@@ -184,6 +186,7 @@ impl Container {
                 return Err(error);
             }
         };
+        changes::tell(changes, &follower.agent);
         Ok(Self {
             id: request.id,
             bundle: request.bundle,

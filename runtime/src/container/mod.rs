@@ -14,6 +14,7 @@
 //! An exec'd process exists for containerd before it exists in the guest; [`exec`] has its states.
 
 mod bounds;
+mod changes;
 #[expect(clippy::module_inception, reason = "a container is what the folder is about")]
 mod container;
 mod control;

@@ -3,7 +3,7 @@
 //! The descriptor stands for the mount, so nothing is resolved a second time, and a mount that is to be
 //! read-only is so before it can be reached.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -100,6 +100,11 @@ impl Detached {
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.0, c"", target, c"", flags).map_err(errno)?;
         Ok(self.0)
+    }
+
+    /// The root of the mount.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// The root of the mount, for as long as it is attached nowhere.

@@ -9,6 +9,7 @@
 //! [`sources`] opens what they are of, once.
 
 mod cgroup;
+mod changes;
 mod container_share;
 mod detached;
 mod error;
@@ -26,6 +27,7 @@ mod volume;
 mod volumes;
 
 pub use cgroup::{CgroupError, HostCgroup, remove_cgroup};
+pub use changes::{Change, ChangeKind, Changes};
 pub use container_share::ContainerShare;
 pub use error::ResourceError;
 pub use folder::Folder;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use nix::mount::MsFlags;
 
+use super::changes::{Changes, Watched, is_watched};
 use super::share::Point;
 use super::sources::{Identity, Opened};
 use super::{MountOptions, ResourceError, Share, Volume, VolumeKind, volume};
@@ -25,6 +26,7 @@ pub struct Volumes {
     share: Arc<Share>,
     _folder: Point,
     held: Mutex<Held>,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +55,7 @@ pub struct SharedVolume {
     name: String,
     read_only_by_host: bool,
     procfs: Vec<PathBuf>,
+    _watched: Option<Watched>,
     // In the order of dropping.
     _point: Point,
     _group: Option<Arc<Group>>,
@@ -81,7 +84,17 @@ impl Volumes {
     /// No volumes yet, in the shared folder `share`.
     pub fn create(share: &Arc<Share>) -> Result<Self, ResourceError> {
         let folder = Point::folder(share, PathBuf::from(VOLUMES))?;
-        Ok(Self { share: Arc::clone(share), _folder: folder, held: Mutex::default() })
+        Ok(Self {
+            share: Arc::clone(share),
+            _folder: folder,
+            held: Mutex::default(),
+            changes: Arc::default(),
+        })
+    }
+
+    /// The changes that the host makes on them.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// Says what a source is, following links.
@@ -114,8 +127,19 @@ impl Volumes {
         let name = held.name();
         let name = group.as_ref().map_or(name.clone(), |group| format!("{}/{name}", group.name));
         let place = Path::new(VOLUMES).join(&name);
+        // Without a watch programs in the guest only hear less, as on a host that allows no more.
+        let watched =
+            is_watched(source, kind).then(|| self.changes.watch(mount.root(), kind, &name));
+        let watched = watched.and_then(Result::ok);
         let point = volume::attach(mount, kind, source, &self.share, place)?;
-        let shared = SharedVolume { name, read_only_by_host, procfs, _point: point, _group: group };
+        let shared = SharedVolume {
+            name,
+            read_only_by_host,
+            procfs,
+            _watched: watched,
+            _point: point,
+            _group: group,
+        };
         let shared = Arc::new(shared);
         held.volumes.insert(key, Arc::downgrade(&shared));
         Ok(shared)

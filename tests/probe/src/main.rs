@@ -45,6 +45,7 @@ fn main() -> Result<()> {
         ["append", folder] => together::append(folder)?,
         ["copy", folder] => together::copy(folder)?,
         ["watch", folder] => together::watch(folder)?,
+        ["events", path, last, file] => together::events(path, last, file)?,
         ["identity"] => process::identity(),
         ["crash"] => process::crash(),
         ["flock", folder] => locks::flock(folder)?,

@@ -75,26 +75,25 @@ pub fn copy(folder: &str) -> Result<()> {
     Ok(())
 }
 
-/// inotify tells of each thing that is done in a folder, in order.
-pub fn watch(folder: &str) -> Result<()> {
-    let base = Path::new(folder).join("watch");
-    fs::create_dir_all(&base)?;
+/// Begins to watch a path by inotify.
+fn watched(path: &Path, wanted: u32) -> Result<File> {
     // SAFETY: no pointers.
     let inotify = unsafe { libc::inotify_init1(libc::IN_CLOEXEC) };
     ensure!(inotify >= 0, "inotify: {}", std::io::Error::last_os_error());
     // SAFETY: inotify_init1 has just made it, and nobody else has it.
-    let mut events = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(inotify) };
-    let path = std::ffi::CString::new(base.as_os_str().as_bytes())?;
-    let wanted = libc::IN_CREATE | libc::IN_CLOSE_WRITE | libc::IN_MOVE | libc::IN_DELETE;
+    let events = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(inotify) };
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the string ends in NUL.
     let watched = unsafe { libc::inotify_add_watch(inotify, path.as_ptr(), wanted) };
     ensure!(watched >= 0, "watch: {}", std::io::Error::last_os_error());
-    fs::write(base.join("a"), "x")?;
-    fs::rename(base.join("a"), base.join("b"))?;
-    fs::remove_file(base.join("b"))?;
+    Ok(events)
+}
+
+/// Reads events, each as its mask in hexadecimal with the name behind.
+fn read_events(mut events: &File, seen: &mut Vec<String>) -> Result<()> {
     let mut buffer = vec![0; 4096];
     let count = events.read(&mut buffer)?;
-    let (mut rest, mut seen) = (&buffer[..count], Vec::new());
+    let mut rest = &buffer[..count];
     // struct inotify_event: descriptor, mask, cookie, length of the name; the name.
     while let Some((head, tail)) = rest.split_at_checked(16) {
         let field =
@@ -105,7 +104,38 @@ pub fn watch(folder: &str) -> Result<()> {
         seen.push(format!("{:x}{name}", field(4)));
         rest = &tail[length..];
     }
+    Ok(())
+}
+
+/// inotify tells of each thing that is done in a folder, in order.
+pub fn watch(folder: &str) -> Result<()> {
+    let base = Path::new(folder).join("watch");
+    fs::create_dir_all(&base)?;
+    let wanted = libc::IN_CREATE | libc::IN_CLOSE_WRITE | libc::IN_MOVE | libc::IN_DELETE;
+    let events = watched(&base, wanted)?;
+    fs::write(base.join("a"), "x")?;
+    fs::rename(base.join("a"), base.join("b"))?;
+    fs::remove_file(base.join("b"))?;
+    let mut seen = Vec::new();
+    read_events(&events, &mut seen)?;
     ensure!(seen == ["100a", "8a", "40a", "80b", "200b"], "{seen:?}");
     println!("watch");
+    Ok(())
+}
+
+/// Tells what others do to `path` until the event `last` comes, repetitions left out, and then what `file`
+/// says.
+pub fn events(path: &str, last: &str, file: &str) -> Result<()> {
+    let changed = libc::IN_MODIFY | libc::IN_CLOSE_WRITE;
+    let wanted = changed | libc::IN_CREATE | libc::IN_MOVE | libc::IN_DELETE;
+    let before = fs::read_to_string(file)?;
+    let events = watched(Path::new(path), wanted)?;
+    println!("ready");
+    let mut seen = Vec::new();
+    while !seen.iter().any(|event| event == last) {
+        read_events(&events, &mut seen)?;
+    }
+    seen.dedup();
+    println!("{} {} {}", seen.join(" "), before.trim_end(), fs::read_to_string(file)?.trim_end());
     Ok(())
 }

@@ -37,6 +37,12 @@ pub const MAX_DESCRIPTORS: usize = 253;
 /// guest can ask for `trusted.` attributes. The runtime tells the agent this name.
 pub const VALIDITY_ATTRIBUTE: &str = "trusted.husk.validity";
 
+/// The extended attribute of a file or folder by which the guest's agent announces an operation on it that
+/// the file server is to answer as if it were done: words that are each ended by NUL. `create`, `remove` or
+/// `remove-folder` and a name, `rename` or `rename-folder` and two, or `change`; empty after the operation.
+/// The server answers `EALREADY`. The runtime tells the agent this name.
+pub const REPEAT_ATTRIBUTE: &str = "trusted.husk.repeat";
+
 /// The context id of the host in vsock addresses.
 pub const HOST_CID: u64 = 2;
 

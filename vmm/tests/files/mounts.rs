@@ -2,7 +2,7 @@
 
 use husk_stage::Stage;
 
-use crate::client::{Client, Server, is_root, terminated, word, words};
+use crate::client::{Client, Server, is_root, longs, terminated, word, words};
 
 #[test]
 fn mounts_made_later_show_and_are_told_apart() {
@@ -83,6 +83,50 @@ fn the_agent_hears_how_long_a_name_is_believed() {
     std::fs::write(at.join("file"), "").unwrap();
     let file = client.lookup(root.node, "file").unwrap();
     assert!(matches!(get(&mut client, file.node, 8), Err(libc::ENODATA | libc::EOPNOTSUPP)));
+}
+
+#[test]
+fn announced_operations_are_answered_and_not_done() {
+    if !is_root() {
+        return;
+    }
+    let folder = Stage::apart().unwrap();
+    std::fs::write(folder.path().join("file"), "text").unwrap();
+    let mut server = Server::start(folder.path(), 1);
+    let mut client = server.client();
+    let announce = |client: &mut Client, node: u64, text: &[u8]| {
+        let mut body = words(&[u32::try_from(text.len()).unwrap(), 0]);
+        body.extend(terminated(husk_control::REPEAT_ATTRIBUTE));
+        body.extend(text);
+        assert_eq!(client.call(21, node, &body), Err(libc::EALREADY));
+    };
+    announce(&mut client, 1, b"create\0new\0");
+    assert_eq!(client.lookup(1, "new").unwrap().node, 0);
+    let made = client.mkdir(1, "new", 0o700).unwrap();
+    assert!(made.node >= 1 << 63 && !folder.path().join("new").exists());
+    announce(&mut client, 1, b"remove\0file\0");
+    assert!(client.lookup(1, "file").unwrap().node >= 1 << 63);
+    client.call(10, 1, &terminated("file")).unwrap();
+    assert!(folder.path().join("file").exists());
+    announce(&mut client, 1, b"rename\0file\0other\0");
+    let mut body = longs(&[1]);
+    body.extend([terminated("file"), terminated("other")].concat());
+    client.call(12, 1, &body).unwrap();
+    assert!(folder.path().join("file").exists() && !folder.path().join("other").exists());
+    announce(&mut client, 1, b"");
+    let file = client.lookup(1, "file").unwrap();
+    // `change` lets the file be opened for writing where that is refused, and nothing be written.
+    announce(&mut client, file.node, b"change\0");
+    let handle = client.open(file.node, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+    assert_eq!(std::fs::read(folder.path().join("file")).unwrap(), b"text");
+    assert!(client.write((file.node, handle), 0, b"x", 0, 0).is_err());
+    // Of another file it is not meant.
+    client.call(10, 1, &terminated("file")).unwrap();
+    assert!(!folder.path().join("file").exists());
+    let mut body = words(&[4, 0]);
+    body.extend(terminated(husk_control::REPEAT_ATTRIBUTE));
+    body.extend(b"else");
+    assert_eq!(client.call(21, 1, &body), Err(libc::EINVAL));
 }
 
 #[test]

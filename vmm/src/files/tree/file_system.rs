@@ -36,6 +36,9 @@ impl FileSystem for &Tree {
     }
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        if let Some(entry) = self.repeat.look_up(context, parent, name) {
+            return Ok(entry);
+        }
         act_for(context);
         self.look_up(parent, name)
     }
@@ -67,6 +70,9 @@ impl FileSystem for &Tree {
         valid: SetattrValid,
     ) -> io::Result<(libc::stat64, Duration)> {
         act_for(context);
+        if self.repeat.changes(context, node) {
+            return self.attributes(node);
+        }
         self.set_attributes(node, attributes, handle, valid)
     }
 
@@ -95,6 +101,9 @@ impl FileSystem for &Tree {
         device: u32,
         umask: u32,
     ) -> io::Result<Entry> {
+        if let Some(entry) = self.repeat.create(context, parent, name, mode) {
+            return Ok(entry);
+        }
         act_for(context);
         self.make_node(parent, name, mode, device, umask)
     }
@@ -107,16 +116,25 @@ impl FileSystem for &Tree {
         mode: u32,
         umask: u32,
     ) -> io::Result<Entry> {
+        if let Some(entry) = self.repeat.create(context, parent, name, libc::S_IFDIR) {
+            return Ok(entry);
+        }
         act_for(context);
         self.make_folder(parent, name, mode, umask)
     }
 
     fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        if self.repeat.remove(context, parent, name).is_some() {
+            return Ok(());
+        }
         act_for(context);
         self.remove(parent, name, 0)
     }
 
     fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        if self.repeat.remove(context, parent, name).is_some() {
+            return Ok(());
+        }
         act_for(context);
         self.remove(parent, name, libc::AT_REMOVEDIR)
     }
@@ -130,6 +148,9 @@ impl FileSystem for &Tree {
         new: &CStr,
         flags: u32,
     ) -> io::Result<()> {
+        if from == to && self.repeat.rename(context, from, (old, new)).is_some() {
+            return Ok(());
+        }
         act_for(context);
         self.move_entry((from, old), (to, new), flags)
     }
@@ -147,6 +168,10 @@ impl FileSystem for &Tree {
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         act_for(context);
+        if self.repeat.changes(context, node) {
+            let (handle, options) = self.open_file(node, libc::O_RDONLY.cast_unsigned(), false)?;
+            return Ok((Some(handle), options & !OpenOptions::KEEP_CACHE, None));
+        }
         let kill = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
         let (handle, options) = self.open_file(node, flags, kill)?;
         Ok((Some(handle), options, None))
@@ -242,6 +267,7 @@ impl FileSystem for &Tree {
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
+        self.repeat.announce(context, node, name, value)?;
         act_for(context);
         self.set_extended(node, name, value, flags)
     }

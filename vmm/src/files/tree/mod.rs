@@ -33,6 +33,7 @@ mod node;
 mod open;
 mod own_process;
 mod position;
+mod repeat;
 mod statx;
 mod system;
 mod table;
@@ -56,6 +57,7 @@ use credentials::User;
 use handle::{Handle, Handles};
 use mounts::Mounts;
 use node::{Border, Limits, Node, Nodes};
+use repeat::Repeat;
 use system::Status;
 use validity::{OWN_VALIDITY, Validity};
 
@@ -68,6 +70,7 @@ pub struct Tree {
     handles: Handles,
     mounts: Mounts,
     validity: Validity,
+    repeat: Repeat,
     /// `/proc/self/fd`, through which `O_PATH` descriptors are opened and named.
     descriptors: File,
     /// Whether the guest makes submounts of its own where ours are.
@@ -93,6 +96,7 @@ impl Tree {
             handles: Handles::new(limits.handles),
             mounts: Mounts::new(volumes),
             validity: Validity::new(),
+            repeat: Repeat::default(),
             descriptors,
             submounts: AtomicBool::new(false),
         })
