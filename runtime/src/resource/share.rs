@@ -6,11 +6,12 @@
 //! containers have is mounted on folders of the second and carries flags of its own.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
 use super::detached::{Detached, errno, seal};
@@ -138,6 +139,13 @@ impl Point {
     pub(super) fn attach_inside(&mut self, inner: &str, mount: Detached) -> Result<(), Errno> {
         let target = find_in(self.top()?, Path::new(inner))?;
         mount.attach(target).map(drop)
+    }
+
+    /// Takes away what is mounted on the folder `inner` of what is mounted there, with all beneath.
+    pub(super) fn uncover(&self, inner: &Path) -> Result<(), Errno> {
+        let root = find_in(self.top()?, inner)?;
+        // The link leads to the descriptor's file itself: no name is looked up a second time.
+        umount2(format!("/proc/thread-self/fd/{}", root.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)
     }
 
     /// Opens the root of the mount that was attached last.

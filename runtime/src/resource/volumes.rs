@@ -73,8 +73,8 @@ impl SharedVolume {
         self.read_only_by_host
     }
 
-    /// Where a procfs of the host's is in the volume, as paths relative to its root. A volume that is a
-    /// procfs itself has none.
+    /// Where the source has a procfs, as paths relative to its root; the volume has empty folders there. A
+    /// source that is a procfs itself has none.
     pub fn procfs(&self) -> &[PathBuf] {
         &self.procfs
     }
@@ -132,6 +132,14 @@ impl Volumes {
             is_watched(source, kind).then(|| self.changes.watch(mount.root(), kind, &name));
         let watched = watched.and_then(Result::ok);
         let point = volume::attach(mount, kind, source, &self.share, place)?;
+        // What the guest mounts there is then the only one, in its table too.
+        for inner in &procfs {
+            point.uncover(inner).map_err(|error| ResourceError::Mount {
+                what: "an empty folder".to_owned(),
+                target: point.path().join(inner),
+                source: error,
+            })?;
+        }
         let shared = SharedVolume {
             name,
             read_only_by_host,
@@ -404,10 +412,32 @@ mod tests {
             place.bind("source/proc/sys", "source/part").unwrap();
             place.mount("tmpfs", "source/hidden", "").unwrap();
             let procfs = |options: &[&str]| stage.take(options).procfs().to_vec();
-            assert_eq!(procfs(&["rbind", "ro"]), [Path::new("proc")]);
+            let volume = stage.take(&["rbind", "ro"]);
+            assert_eq!(volume.procfs(), [Path::new("proc")]);
+            assert!(!stage.path(&volume).join("proc/self").exists());
+            assert!(stage.source.join("proc/self").exists());
+            drop(volume);
             assert!(procfs(&["bind"]).is_empty());
             let whole = Volume { source: stage.source.join("proc"), options: vec!["rbind".into()] };
             assert!(stage.volumes.take(&whole).unwrap().procfs().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_mount_in_a_volume_is_taken_away() {
+        with_own_mounts(|| {
+            let stage = Stage::new(HostMounts::default());
+            let beneath = stage.source.join("beneath");
+            mount_tmpfs(&beneath);
+            File::create(beneath.join("file")).unwrap();
+            let volume = stage.take(&["rbind", "ro"]);
+            let shown = stage.path(&volume).join("beneath/file");
+            assert!(shown.exists());
+            volume._point.uncover(Path::new("beneath")).unwrap();
+            assert!(!shown.exists() && beneath.join("file").exists());
+            volume._point.uncover(Path::new("beneath")).unwrap_err();
+            volume._point.uncover(Path::new("../0")).unwrap_err();
+            assert!(stage.path(&volume).join("file").exists());
         });
     }
 

@@ -365,8 +365,8 @@ impl World {
     /// The host makes a file anew, which may get the number of the old one.
     fn replace_by_host(&mut self, name: &'static str) {
         let Ok(plain) = fs::symlink_metadata(self.plain(name)) else { return };
-        let before = self.entries.get(name).copied();
-        let is_open = |open: &Open| Some(open.node) == before;
+        let before = self.node(name).unwrap();
+        let is_open = |open: &Open| open.node == before;
         // The server keeps no descriptor of what the host removes.
         if self.open.iter().any(|open| is_open(open) && open.handle.is_none()) {
             return;
@@ -376,7 +376,6 @@ impl World {
             fs::remove_file(copy.join(name)).unwrap();
             fs::write(copy.join(name), "made anew").unwrap();
         }
-        let Some(before) = before else { return };
         // Before its name leads to the new file.
         match self.client.call(3, before, &[0; 16]) {
             // A descriptor was at hand.
