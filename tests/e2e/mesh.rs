@@ -26,7 +26,7 @@ const REDIRECTS: &str = "*nat
 COMMIT
 ";
 
-/// The proxy: the user that the rules name.
+/// The proxy's listeners. What it dials itself, it dials as the user that the rules name.
 const PROXY: &str = "nc -ll -p 15001 -e echo out & exec nc -ll -p 15006 -e echo in";
 
 /// A mesh's plugin lays rules in the namespace before the container starts and while it runs: they are carried out
@@ -53,8 +53,7 @@ fn rules_of_a_mesh(runtime: Runtime) -> Result<()> {
         |task: &Task, user: &str| task.exec_with(&["--user", user], &["sh", "-c", &dial])?.text(0);
     for iptables in ["iptables-legacy", "iptables-nft"] {
         within(&[&format!("{iptables}-restore"), &file])?;
-        let proxy = Run::shell(runtime, PROXY).flag("--user").flag("1337");
-        let task = Task::start(inside(&network, proxy))?;
+        let task = Task::start(inside(&network, Run::shell(runtime, PROXY)))?;
         ensure!(echo(&own, "")? == "in\n", "{iptables}");
         ensure!(said(&task, "0")? == "out", "{iptables}");
         ensure!(said(&task, "1337")? == "nobody", "{iptables}");

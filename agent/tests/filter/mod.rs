@@ -430,3 +430,32 @@ fn a_table_of_the_older_iptables_that_is_malformed_is_refused() -> Result<()> {
         agent.end().await
     })
 }
+
+/// What a container dials is redirected to its proxy, but for what the proxy dials.
+#[test]
+fn rules_are_carried_out_for_the_users_that_they_name() -> Result<()> {
+    const RULE: &str =
+        "-A OUTPUT -d 127.0.0.9/32 -p tcp -m owner ! --uid-owner 1337 -j REDIRECT --to-ports 15001";
+    with_agent(|agent| async move {
+        for program in ["iptables-nft-restore", "iptables-legacy-restore"] {
+            let rules = format!("*nat\n{RULE}\nCOMMIT\n");
+            let Some(other) = laid(program, &rules)? else { continue };
+            let dial = "nc -ll -p 15001 -e echo proxy & sleep 1; nc 127.0.0.9 80 </dev/null; \
+                        kill $!; exit 0";
+            for (user, said) in [(0, "proxy\n"), (1337, "")] {
+                carried(&agent, &other.path(), program).await?;
+                let change = |spec: &mut serde_json::Value| {
+                    spec["process"]["user"]["uid"] = user.into();
+                    // As in the guest, where containers share the one that there is.
+                    if let Some(all) = spec["linux"]["namespaces"].as_array_mut() {
+                        all.retain(|one| one["type"] != "network");
+                    }
+                };
+                let ran = crate::shell(&agent, dial, change).await?;
+                assert_eq!(ran.output(), said, "{program}, user {user}: {}", ran.error());
+            }
+            clear(&agent).await?;
+        }
+        agent.end().await
+    })
+}
