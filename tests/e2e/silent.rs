@@ -104,9 +104,8 @@ fn file_server(runtime: Runtime) -> Result<()> {
     let before = Listing::now()?;
     let line = "until [ -e /tmp/go ]; do sleep 0.1; done; cat /etc/services; sleep 1000";
     let run = Run::shell(runtime, line).keep();
-    let child = run.spawn()?;
+    let child = run.spawn_running()?;
     let task = Task::running(&run.id);
-    task.becomes("RUNNING")?;
     let files = find(Role::Files, &run.id).context("no file server")?;
     signal(files, Signal::SIGSTOP)?;
     // The shell looks for the file again and again.
