@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
-    ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, HostPort, Interface, InterfaceUse,
-    ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
-    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
-    StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    AdjustClockRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse,
+    Empty, ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, HostPort, Interface,
+    InterfaceUse, ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest,
+    ReadClockResponse, ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest,
+    SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+    StartShellRequest, StartShellResponse, StatContainerResponse, Streams, UpdateContainerRequest,
+    UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use tokio::sync::oneshot;
@@ -19,6 +19,7 @@ use ttrpc::{Code, Result};
 
 use crate::container::{Container, ContainerError, Counters};
 use crate::host::Address;
+use crate::machine::clock::{self, ClockChange};
 use crate::machine::{self, interfaces};
 use crate::network::{State, WantedInterface};
 use crate::process::{self, Process, SignalError};
@@ -179,6 +180,28 @@ impl Agent for Service {
     ) -> Result<SetProcessorsResponse> {
         let before = self.sandbox.set_processors(request.count)?;
         Ok(SetProcessorsResponse { before, ..Default::default() })
+    }
+
+    async fn read_clock(&self, _: &TtrpcContext, _: Empty) -> Result<ReadClockResponse> {
+        let nanoseconds = clock::read().map_err(|error| status(Code::INTERNAL, error))?;
+        Ok(ReadClockResponse { nanoseconds, ..Default::default() })
+    }
+
+    async fn adjust_clock(&self, _: &TtrpcContext, request: AdjustClockRequest) -> Result<Empty> {
+        let change = ClockChange {
+            step: request.step_microseconds,
+            slew: request.slew_microseconds,
+            frequency: request.frequency,
+            tick: request.tick,
+            tai: request.tai_offset,
+        };
+        clock::adjust(&change).map_err(|error| {
+            status(
+                Code::INVALID_ARGUMENT,
+                format!("cannot adjust the clock by {change:?}: {error}"),
+            )
+        })?;
+        Ok(Empty::new())
     }
 
     async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
