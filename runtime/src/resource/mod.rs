@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod container_share;
+mod cpuset;
 mod detached;
 mod error;
 mod folder;
@@ -27,6 +28,7 @@ mod volumes;
 
 pub use cgroup::{CgroupError, HostCgroup, remove_cgroup};
 pub use container_share::ContainerShare;
+pub use cpuset::{Cpuset, CpusetError};
 pub use error::ResourceError;
 pub use folder::Folder;
 pub use memory::Memory;
