@@ -77,7 +77,10 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::NoProcess(_)
         | ContainerError::Finished => Code::NOT_FOUND,
         ContainerError::Exists(_) => Code::ALREADY_EXISTS,
-        ContainerError::Name(_) | ContainerError::Spec(_) => Code::INVALID_ARGUMENT,
+        ContainerError::Name(_)
+        | ContainerError::Spec(_)
+        | ContainerError::Cpuset(_)
+        | ContainerError::Confine(_) => Code::INVALID_ARGUMENT,
         ContainerError::Status { .. } => Code::FAILED_PRECONDITION,
         ContainerError::Resource(error) => match error {
             ResourceError::Source { .. }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,8 @@ use husk_tests::leftovers::{Listing, Memory, nothing_left};
 use husk_tests::task::Task;
 use husk_tests::wait::{PATIENCE, until_true};
 use k8s_cri::v1::LinuxContainerResources;
+use nix::sys::time::{TimeSpec, TimeValLike};
+use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::endurance::number;
 use crate::{Case, within};
@@ -21,6 +24,7 @@ use crate::{Case, within};
 pub const CASES: &[Case] = &[
     ("alone::four_at_once_then_many_in_a_row", four_then_many),
     ("alone::nothing_left_after_a_failed_create", after_a_failed_create),
+    ("alone::clock_follows_the_hosts", clock),
 ];
 
 /// Rows for what only a microVM has, which may run beside others.
@@ -72,6 +76,70 @@ fn after_a_failed_create(runtime: Runtime) -> Result<()> {
     let before = Listing::now()?;
     Run::new(runtime, &["nosuch"]).finish()?.text(1)?;
     nothing_left(&before, CLEAN_UP)
+}
+
+/// Sets the host's clock forward while it lives.
+struct Ahead(TimeSpec);
+
+impl Ahead {
+    fn by(seconds: i64) -> Result<Self> {
+        let ahead = TimeSpec::seconds(seconds);
+        set_forward(ahead)?;
+        Ok(Self(ahead))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        if let Err(error) = set_forward(-self.0) {
+            eprintln!("cannot set the clock back: {error:#}");
+        }
+    }
+}
+
+fn set_forward(seconds: TimeSpec) -> Result<()> {
+    let id = ClockId::CLOCK_REALTIME;
+    Ok(clock_settime(id, clock_gettime(id)? + seconds)?)
+}
+
+/// How fast the clock is set to run: parts per million with 16 fractional bits.
+const RATE: &str = "3276800";
+
+fn set_rate(rate: &str) -> Result<()> {
+    let status = Command::new("/bin/busybox").args(["adjtimex", "-q", "-f", rate]).status()?;
+    ensure!(status.success(), "adjtimex: {status}");
+    Ok(())
+}
+
+/// The container's clock after the host's has taken a step, between two looks at the host's.
+fn clock(runtime: Runtime) -> Result<()> {
+    const TOLERANCE: i64 = 100_000;
+    let task = &within::SHARED.of(runtime)?.task;
+    let now = || clock_gettime(ClockId::CLOCK_REALTIME).map(|now| now.num_microseconds());
+    let look = || -> Result<()> {
+        // The bound for following a step is 2 s.
+        std::thread::sleep(Duration::from_millis(1700));
+        let before = now()?;
+        let text = task.exec(&["adjtimex"])?.text(0)?;
+        let after = now()?;
+        let number = |name: &str| -> Result<i64> {
+            let line = text.lines().find(|line| line.contains(name)).context(text.clone())?;
+            Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+        };
+        let inside = number("time.tv_sec")? * 1_000_000 + number("time.tv_usec")?;
+        let close = before - TOLERANCE..=after + TOLERANCE;
+        ensure!(close.contains(&inside), "{inside} µs inside, {before} to {after} outside");
+        ensure!(text.contains(RATE), "not the host's rate: {text}");
+        Ok(())
+    };
+    set_rate(RATE)?;
+    let ahead = Ahead::by(3600)?;
+    let forward = look();
+    drop(ahead);
+    let back = look();
+    set_rate("0")?;
+    forward.context("after a step forward")?;
+    back.context("after a step back")
 }
 
 fn own_kernel(runtime: Runtime) -> Result<()> {

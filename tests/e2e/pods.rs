@@ -1,7 +1,8 @@
 //! Pods: several containers in one sandbox, as Kubernetes has them.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -277,6 +278,22 @@ fn limits(runtime: Runtime) -> Result<()> {
     let seen = pod.shell(id, look)?;
     ensure!(seen == "25000 100000\n100663296", "{seen}");
     ensure!(weight()? > before, "{before}, then {}", weight()?);
+    let cpus = |cpus: &str| LinuxContainerResources {
+        cpuset_cpus: cpus.to_owned(),
+        cpuset_mems: "0".to_owned(),
+        ..Default::default()
+    };
+    pod.update(id, cpus("0"))?;
+    // Of the container's processes, or of the machine that they are in.
+    let pid = task_in("k8s.io", id)?.pid;
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let own = Path::new("/sys/fs/cgroup").join(own.trim().trim_start_matches("0::/"));
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let set = fs::read_to_string(own.join(file)).with_context(|| format!("{own:?}"))?;
+        ensure!(set.trim() == "0", "{file}: {set}");
+    }
+    let error = pod.update(id, cpus("0,4000")).err().context("there is a CPU 4000")?;
+    ensure!(format!("{error:#}").contains("cpus"), "{error:#}");
     let stats = pod.stats(id)?;
     let listed = pod.list_stats()?;
     let name = |stats: &ContainerStats| stats.attributes.as_ref().map(|one| one.id.clone());

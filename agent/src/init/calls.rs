@@ -113,6 +113,21 @@ pub fn schedule(attributes: &libc::sched_attr) -> io::Result<()> {
     }
 }
 
+/// Returns a change of the clock that changes nothing, for [`adjust_clock`].
+pub fn no_clock_change() -> libc::timex {
+    // SAFETY: all fields are numbers, of which zero is one.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Changes the clock as `change` says: adjtimex(2).
+pub fn adjust_clock(mut change: libc::timex) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes one living structure. The answer is the clock's state.
+    match unsafe { libc::adjtimex(&raw mut change) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Has tokio watch `fd`.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, stays open and keeps its number as long as it lives, and none of

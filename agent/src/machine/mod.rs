@@ -1,6 +1,7 @@
 //! The guest's side of a machine that changes while it runs: processors on and off line, devices
-//! that come, memory that is plugged.
+//! that come, memory that is plugged, a clock that follows the host's.
 
+pub mod clock;
 mod devices;
 mod error;
 mod interfaces;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
-    ExecProcessRequest, ExecProcessResponse, FilterRefusal, ForwardPortRequest, HostPort,
+    AdjustClockRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse,
+    Empty, ExecProcessRequest, ExecProcessResponse, FilterRefusal, ForwardPortRequest, HostPort,
     Interface, InterfaceUse, ListProcessesResponse, NetworkState, NftablesTable, ProcessEntry,
-    ProcessRequest, RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest,
-    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StartShellRequest, StartShellResponse, StatContainerResponse, Streams,
-    UpdateContainerRequest, UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse,
-    WaitProcessResponse, XtablesTable,
+    ProcessRequest, ReadClockResponse, RepeatChangesRequest, ResizeTerminalRequest,
+    ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
+    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
+    StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
+    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse, XtablesTable,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ use ttrpc::{Code, Result};
 
 use crate::container::{Container, ContainerError, Counters};
 use crate::host::Address;
+use crate::machine::clock::{self, ClockChange};
 use crate::machine::{self, interfaces};
 use crate::network::filter::{Filter, Refusal, nftables, xtables};
 use crate::network::{State, WantedInterface};
@@ -218,6 +219,28 @@ impl Agent for Service {
     ) -> Result<SetProcessorsResponse> {
         let before = self.sandbox.set_processors(request.count)?;
         Ok(SetProcessorsResponse { before, ..Default::default() })
+    }
+
+    async fn read_clock(&self, _: &TtrpcContext, _: Empty) -> Result<ReadClockResponse> {
+        let nanoseconds = clock::read().map_err(|error| status(Code::INTERNAL, error))?;
+        Ok(ReadClockResponse { nanoseconds, ..Default::default() })
+    }
+
+    async fn adjust_clock(&self, _: &TtrpcContext, request: AdjustClockRequest) -> Result<Empty> {
+        let change = ClockChange {
+            step: request.step_microseconds,
+            slew: request.slew_microseconds,
+            frequency: request.frequency,
+            tick: request.tick,
+            tai: request.tai_offset,
+        };
+        clock::adjust(&change).map_err(|error| {
+            status(
+                Code::INVALID_ARGUMENT,
+                format!("cannot adjust the clock by {change:?}: {error}"),
+            )
+        })?;
+        Ok(Empty::new())
     }
 
     async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use husk_agent_protocols::agent::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, FilterRefusal,
-    ForwardPortRequest, HostPort, ListProcessesResponse, NetworkState, ProcessRequest,
-    RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest,
-    SignalProcessRequest, StartSandboxRequest, StartSandboxResponse, StartShellRequest,
-    StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
+    AdjustClockRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest,
+    FilterRefusal, ForwardPortRequest, HostPort, ListProcessesResponse, NetworkState,
+    ProcessRequest, RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest,
+    SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
+    StartShellRequest, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -151,6 +152,19 @@ impl AgentClient {
     /// Has the guest look for devices that have come since it started.
     pub async fn look_for_devices(&self) -> Result<()> {
         self.awake(After::Unchanged, self.wire.look_for_devices(long(), &Empty::new())).await?;
+        Ok(())
+    }
+
+    /// Reads the guest's clock: nanoseconds since the epoch.
+    pub async fn read_clock(&self) -> Result<i64> {
+        let nothing = Empty::new();
+        let answer = self.awake(After::Unchanged, self.wire.read_clock(short(), &nothing)).await?;
+        Ok(answer.nanoseconds)
+    }
+
+    /// Moves the guest's clock and sets its rate.
+    pub async fn adjust_clock(&self, request: &AdjustClockRequest) -> Result<()> {
+        self.awake(After::Unchanged, self.wire.adjust_clock(short(), request)).await?;
         Ok(())
     }
 

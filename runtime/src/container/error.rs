@@ -3,7 +3,7 @@
 use super::{HookError, ResizeError};
 use crate::agent_client::AgentError;
 use crate::io::StreamsError;
-use crate::resource::ResourceError;
+use crate::resource::{CgroupError, CpusetError, ResourceError};
 use crate::spec::SpecError;
 
 /// Why something asked of a container was not done.
@@ -35,6 +35,12 @@ pub enum ContainerError {
     /// The spec asks for what cannot be.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// Its list of CPUs or memory nodes is none.
+    #[error(transparent)]
+    Cpuset(#[from] CpusetError),
+    /// The host has no such CPUs or memory nodes, or gives the sandbox none of them.
+    #[error("cannot run on the CPUs and memory nodes that linux.resources.cpu names")]
+    Confine(#[source] CgroupError),
     /// Its files could not be laid out.
     #[error("cannot lay out the container's files")]
     Resource(#[from] ResourceError),

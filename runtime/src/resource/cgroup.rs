@@ -7,23 +7,44 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Cpuset;
+
 /// Where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Files of v1's cpuset that must be filled before a process can be put there.
+/// A file that only v2's hierarchy has.
+const CONTROLLERS: &str = "cgroup.controllers";
+
+/// Files of a cpuset: CPUs and memory nodes. v1's must be filled before a process can be put there.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
 /// How often, and how far apart, a cgroup is tried to be removed whose last processes still end.
 const LAST_PROCESSES: usize = 200;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Why there is no cgroup.
+/// Why the sandbox is not in its cgroup, or not limited by it.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot put the sandbox into the cgroup {path}")]
-pub struct CgroupError {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+pub enum CgroupError {
+    /// It could not be made or entered.
+    #[error("cannot put the sandbox into the cgroup {path}")]
+    Enter {
+        /// The cgroup.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of it could not be filled.
+    #[error("cannot set {path} to {value:?}")]
+    Set {
+        /// The file.
+        path: PathBuf,
+        /// The text for it.
+        value: String,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A cgroup that holds a sandbox's processes, in every hierarchy.
@@ -45,7 +66,7 @@ impl HostCgroup {
     pub fn of(name: &str) -> Result<Self, CgroupError> {
         let below = path_of(name);
         let own = std::fs::read_to_string("/proc/self/cgroup");
-        let own = own.map_err(|source| CgroupError { path: below.clone(), source })?;
+        let own = own.map_err(|source| CgroupError::Enter { path: below.clone(), source })?;
         if below.as_os_str().is_empty() {
             // The root is nobody's own.
             return Ok(Self { hierarchies: Vec::new() });
@@ -59,7 +80,26 @@ impl HostCgroup {
     /// Makes it and moves this process there: those that it starts from now on are in it too.
     pub fn enter(&self) -> Result<(), CgroupError> {
         for Hierarchy { mount, path, .. } in &self.hierarchies {
-            enter(mount, path).map_err(|source| CgroupError { path: path.clone(), source })?;
+            enter(mount, path)
+                .map_err(|source| CgroupError::Enter { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Lets its processes run on `set` only. What is not named is as above it.
+    pub fn confine(&self, set: &Cpuset) -> Result<(), CgroupError> {
+        let values = [&set.cpus, &set.mems];
+        for Hierarchy { mount, path, .. } in &self.hierarchies {
+            for (file, numbers) in CPUSET.iter().zip(values) {
+                let value = numbers.as_ref().map(ToString::to_string);
+                confine(mount, path, file, value.as_deref()).map_err(|source| {
+                    CgroupError::Set {
+                        path: path.join(file),
+                        value: value.unwrap_or_default(),
+                        source,
+                    }
+                })?;
+            }
         }
         Ok(())
     }
@@ -120,12 +160,34 @@ fn enter(mount: &Path, path: &Path) -> io::Result<()> {
         for file in CPUSET {
             // Only v1's are empty at first and have such a file above them.
             let parent = folder.parent().unwrap_or(mount).join(file);
-            if !mount.join("cgroup.controllers").exists() && parent.exists() {
+            if !mount.join(CONTROLLERS).exists() && parent.exists() {
                 std::fs::write(folder.join(file), std::fs::read(parent)?)?;
             }
         }
     }
     std::fs::write(path.join("cgroup.procs"), "0")
+}
+
+/// Fills a file of the cpuset in `path`, in the hierarchy at `mount` if that has this controller.
+fn confine(mount: &Path, path: &Path, file: &str, value: Option<&str>) -> io::Result<()> {
+    let unified = mount.join(CONTROLLERS).exists();
+    if value.is_some() && unified && !path.join(file).exists() {
+        let outer: Vec<_> =
+            path.ancestors().skip(1).take_while(|outer| outer.starts_with(mount)).collect();
+        for folder in outer.into_iter().rev() {
+            std::fs::write(folder.join("cgroup.subtree_control"), "+cpuset")?;
+        }
+    }
+    if !path.join(file).exists() {
+        return Ok(());
+    }
+    let text = match value {
+        Some(value) => value.to_owned(),
+        None if unified => "\n".to_owned(),
+        // v1's has to name some.
+        None => std::fs::read_to_string(path.parent().unwrap_or(mount).join(file))?,
+    };
+    std::fs::write(path.join(file), text)
 }
 
 /// The mounted hierarchies of `own`, a process's `/proc/<pid>/cgroup`: where each is mounted and
@@ -136,7 +198,7 @@ fn hierarchies(root: &Path, own: &str) -> Vec<(PathBuf, PathBuf)> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(home)) = (fields.next(), fields.next()) else { continue };
         let mount = match controllers {
-            "" if root.join("cgroup.controllers").exists() => root.to_path_buf(),
+            "" if root.join(CONTROLLERS).exists() => root.to_path_buf(),
             "" => root.join("unified"),
             named => root.join(named.trim_start_matches("name=")),
         };
@@ -220,10 +282,39 @@ mod tests {
         let at = |path: &str| root.path().join(path);
         let v1 = [(at("cpu,cpuacct"), at("cpu,cpuacct/a/b")), (at("systemd"), at("systemd/"))];
         assert_eq!(hierarchies(root.path(), own), v1);
-        for file in ["cgroup.procs", "cgroup.controllers"] {
+        for file in ["cgroup.procs", CONTROLLERS] {
             std::fs::write(at(file), "").unwrap();
         }
         assert_eq!(hierarchies(root.path(), "0::/x\n"), [(at(""), at("x"))]);
+    }
+
+    #[test]
+    fn a_cpuset_is_filled_in_either_version() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        std::fs::create_dir_all(&path).unwrap();
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        let fill = |value: Option<&str>| {
+            confine(root.path(), &path, CPUSET[0], value).unwrap();
+        };
+        // Another controller's hierarchy of v1.
+        fill(Some("1"));
+        assert!(!path.join(CPUSET[0]).exists());
+        for folder in ["a", "a/b"] {
+            std::fs::write(root.path().join(folder).join(CPUSET[0]), "0-3").unwrap();
+        }
+        fill(Some("1"));
+        assert_eq!(read(&path.join(CPUSET[0])), "1");
+        fill(None);
+        assert_eq!(read(&path.join(CPUSET[0])), "0-3");
+        std::fs::write(root.path().join(CONTROLLERS), "").unwrap();
+        fill(None);
+        assert_eq!(read(&path.join(CPUSET[0])), "\n");
+        std::fs::remove_file(path.join(CPUSET[0])).unwrap();
+        fill(Some("1"));
+        for folder in ["", "a"] {
+            assert_eq!(read(&root.path().join(folder).join("cgroup.subtree_control")), "+cpuset");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod cgroup;
 mod changes;
 mod container_share;
+mod cpuset;
 mod detached;
 mod error;
 mod folder;
@@ -29,6 +30,7 @@ mod volumes;
 pub use cgroup::{CgroupError, HostCgroup, remove_cgroup};
 pub use changes::{Change, ChangeKind, Changes};
 pub use container_share::ContainerShare;
+pub use cpuset::{Cpuset, CpusetError};
 pub use error::ResourceError;
 pub use folder::Folder;
 pub use memory::Memory;

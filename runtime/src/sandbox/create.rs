@@ -17,6 +17,7 @@ use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
 
 use super::boot::{BootParts, SHARE_TAG, last_words};
+use super::cpusets::Cpusets;
 use super::etc::WrittenEtc;
 use super::network::{SandboxNetwork, check_namespace};
 use super::oom_scores::OomScores;
@@ -25,7 +26,9 @@ use crate::agent_client::{AgentClient, AgentError, sanitize};
 use crate::apart::{CLEAR, Purpose, alongside_within};
 use crate::container::{Follower, HostMounts, Observer, SizePlan};
 use crate::machine::{FileServer, Machine, MachineError, NetworkNamespace, Program};
-use crate::resource::{Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes};
+use crate::resource::{
+    CgroupError, Cpuset, Folder, HostCgroup, Limits, Share, SizingRules, Sources, VOLUMES, Volumes,
+};
 use crate::shell::ShellDoor;
 use crate::state::{ProcessRecord, Record, sandbox_folder};
 
@@ -85,6 +88,7 @@ pub(super) struct Place {
     namespace: PathBuf,
     root: PathBuf,
     cgroup: Option<HostCgroup>,
+    cpusets: Cpusets,
 }
 
 impl Place {
@@ -109,7 +113,9 @@ impl Place {
         let share = Share::create(path.join("share"), sources)?;
         let volumes = Arc::new(Volumes::create(&share)?);
         let root = request.root.clone();
-        let mut place = Self { volumes, etc: None, share, folder, namespace, root, cgroup: None };
+        let cpusets = Cpusets::new(&request.id);
+        let mut place =
+            Self { volumes, etc: None, share, folder, namespace, root, cgroup: None, cpusets };
         if let Some(files) = &request.etc {
             place.etc = Some(WrittenEtc::write(etc, files)?);
         }
@@ -148,6 +154,23 @@ impl Place {
         if let Some(etc) = &self.etc {
             etc.complete(id, spec);
         }
+    }
+
+    /// Returns the CPUs and memory nodes that a container may use.
+    pub(super) fn cpuset(&self, id: &str) -> Option<Cpuset> {
+        self.cpusets.get(id)
+    }
+
+    /// Lets the sandbox run on what its containers may use together, now that the container `id` may use
+    /// `set` or has gone. A set that cannot be had counts for nothing.
+    pub(super) fn confine(&self, id: &str, set: Option<Cpuset>) -> Result<(), CgroupError> {
+        let before = self.cpusets.get(id);
+        let (Some(cgroup), Some(together)) = (&self.cgroup, self.cpusets.put(id, set)) else {
+            return Ok(());
+        };
+        cgroup.confine(&together).inspect_err(|_| {
+            self.cpusets.put(id, before);
+        })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -14,6 +14,8 @@
 //! ```
 
 mod boot;
+mod clock;
+mod cpusets;
 mod create;
 mod error;
 mod etc;

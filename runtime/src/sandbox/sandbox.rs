@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use husk_agent_protocols::agent::DiskUse;
 use husk_control::MachineRequest;
+use oci_spec::runtime::LinuxResources;
 use slog::{Logger, info, warn};
 
 use super::SandboxError;
+use super::clock;
 use super::create::Place;
 use super::network::SandboxNetwork;
 use super::oom_scores::OomScores;
@@ -16,8 +18,8 @@ use crate::container::{Container, ContainerError, CreateRequest, Exit, Follower,
 use crate::error::chain;
 use crate::lock::lock;
 use crate::machine::{FileServer, MachineEnd};
-use crate::resource::Limits;
 use crate::resource::network::NetworkError;
+use crate::resource::{Cpuset, Limits};
 use crate::shell::ShellDoor;
 
 /// No guest has more disks.
@@ -102,6 +104,7 @@ impl Sandbox {
         log: &Logger,
     ) -> Arc<Self> {
         network.follow(&follower.machine, &follower.agent);
+        clock::follow(&follower.machine, &follower.agent, log);
         let sandbox = Arc::new(Self {
             follower,
             files,
@@ -152,6 +155,9 @@ impl Sandbox {
         mut request: CreateRequest,
     ) -> Result<Arc<Container>, ContainerError> {
         let id = request.id.clone();
+        let resources = request.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let cpuset = resources.map(Cpuset::of).transpose()?.unwrap_or_default();
+        let limits = resources.map(Limits::of_container).unwrap_or_default();
         {
             let mut containers = lock(&self.containers);
             if containers.contains_key(&id) {
@@ -166,13 +172,14 @@ impl Sandbox {
         let score = request.spec.process().as_ref().and_then(|process| process.oom_score_adj());
         self.oom_scores.add(&id, score);
         let created = match place {
-            Some((share, volumes)) => {
-                let resources = request.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-                let limits = resources.map(Limits::of_container).unwrap_or_default();
-                let created = Container::create(request, share, volumes, self.follower.clone());
-                let created = self.follower.size.with_container(&id, limits, created).await;
-                created.map_err(|error| self.follower.explain(error))
-            }
+            Some((share, volumes)) => match self.confine(&id, Some(cpuset)) {
+                Ok(()) => {
+                    let created = Container::create(request, share, volumes, self.follower.clone());
+                    let created = self.follower.size.with_container(&id, limits, created).await;
+                    created.map_err(|error| self.follower.explain(error))
+                }
+                Err(error) => Err(error),
+            },
             None => Err(ContainerError::MachineEnded("it is being stopped".to_owned())),
         };
         let mut containers = lock(&self.containers);
@@ -185,8 +192,37 @@ impl Sandbox {
             Err(error) => {
                 containers.remove(&id);
                 self.oom_scores.remove(&id);
+                self.release(&id);
                 Err(error)
             }
+        }
+    }
+
+    /// Changes the limits that `resources` names of a container's, and what follows from them.
+    pub async fn update(&self, id: &str, resources: LinuxResources) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        let before = lock(&self.place).as_ref().and_then(|place| place.cpuset(id));
+        let mut set = before.clone().unwrap_or_default();
+        set.change(&resources)?;
+        self.confine(id, Some(set))?;
+        let updated = container.update(resources).await;
+        if updated.is_err() {
+            self.confine(id, before)?;
+        }
+        updated
+    }
+
+    /// Lets the sandbox run on what its containers may use together, now that this one may use `set`.
+    fn confine(&self, id: &str, set: Option<Cpuset>) -> Result<(), ContainerError> {
+        let place = lock(&self.place);
+        let confined = place.as_ref().map_or(Ok(()), |place| place.confine(id, set));
+        confined.map_err(ContainerError::Confine)
+    }
+
+    /// Lets the sandbox run on what its other containers may use, now that this one has gone.
+    fn release(&self, id: &str) {
+        if let Err(error) = self.confine(id, None) {
+            warn!(self.log, "CPUs of a container that has gone stay"; "error" => chain(&error));
         }
     }
 
@@ -218,6 +254,7 @@ impl Sandbox {
         let exit = self.container(id)?.delete().await?;
         lock(&self.containers).remove(id);
         self.oom_scores.remove(id);
+        self.release(id);
         self.follower.size.remove_container(id).await;
         Ok(exit)
     }

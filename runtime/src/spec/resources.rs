@@ -58,7 +58,7 @@ fn translate_cpu(cpu: &mut LinuxCpu) -> Result<(), SpecError> {
     refuse_if(period, "linux.resources.cpu.realtimePeriod", reason)?;
     cpu.set_realtime_runtime(None);
     cpu.set_realtime_period(None);
-    // Numbers of the host's CPUs and memory nodes mean nothing in the guest.
+    // Numbers of the host's CPUs and memory nodes, to which the sandbox is confined there.
     cpu.set_cpus(None);
     cpu.set_mems(None);
     Ok(())

@@ -9,6 +9,7 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
 use containerd_shim_protos::ttrpc;
 use husk_runtime::container::{Container, ContainerError, Exit};
 use husk_runtime::sandbox::Sandbox;
+use oci_spec::runtime::LinuxResources;
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
@@ -140,6 +141,18 @@ impl TaskService {
     pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, ServiceError> {
         match self.running() {
             Some(sandbox) => Ok(sandbox.container(id)?),
+            None => Err(ContainerError::NoContainer(id.to_owned()).into()),
+        }
+    }
+
+    /// Changes a container's limits.
+    pub(super) async fn update(
+        &self,
+        id: &str,
+        resources: LinuxResources,
+    ) -> Result<(), ServiceError> {
+        match self.running() {
+            Some(sandbox) => Ok(sandbox.update(id, resources).await?),
             None => Err(ContainerError::NoContainer(id.to_owned()).into()),
         }
     }

@@ -199,7 +199,7 @@ impl Task for Handle {
         let service = self.service("update", &request.id);
         to_the_end(async move {
             let resources = resources(&request)?;
-            Ok(service.container(&request.id)?.update(resources).await?)
+            service.update(&request.id, resources).await
         })
         .await?;
         Ok(Empty::new())
