@@ -15,6 +15,7 @@ mod delete;
 mod error;
 mod info;
 mod log;
+mod memory;
 mod publisher;
 mod records;
 mod serve;

@@ -30,7 +30,7 @@ use crate::boot::{Blank, Booter};
 use crate::connections::Connections;
 use crate::publisher::Publisher;
 use crate::service::{Announcer, Handle, SandboxHandle, SandboxService, TaskService};
-use crate::{daemon, log};
+use crate::{daemon, log, memory};
 
 /// The service's name in version 3 of the task API, and in version 2: the messages are the same.
 const TASK_SERVICES: (&str, &str) = ("containerd.task.v3.Task", "containerd.task.v2.Task");
@@ -112,6 +112,7 @@ struct SandboxLinux {
 
 /// Serves until containerd shuts the shim down.
 pub fn serve(flags: &Flags) -> anyhow::Result<()> {
+    memory::share_one_heap();
     let (listener, mounts) = daemon::settle()?;
     let mounts = HostMounts(Some(Arc::new(mounts)));
     let configuration = Configuration::load(None);

@@ -90,9 +90,8 @@ pub async fn delivered(
 /// for it, and counts as delivered what nobody can take.
 pub(super) async fn copy_out(stream: UnixStream, sink: Sink, progress: watch::Sender<Progress>) {
     let mut sink = Some(sink);
-    let mut buffer = vec![0; BUFFER];
-    while let Some(length) = read(&stream, &mut buffer).await {
-        let mut left = &buffer[..length];
+    while let Some(bytes) = read(&stream).await {
+        let mut left = bytes.as_slice();
         while !left.is_empty() {
             let written = match &mut sink {
                 None => left.len(),
@@ -119,13 +118,13 @@ pub(super) async fn copy_out(stream: UnixStream, sink: Sink, progress: watch::Se
 
 /// Host to guest, until the last writer has closed; then the guest sees the end too.
 pub(super) async fn copy_in(fifo: pipe::Receiver, mut stream: UnixStream) {
-    let mut buffer = vec![0; BUFFER];
     while fifo.readable().await.is_ok() {
-        match fifo.try_read(&mut buffer) {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        match fifo.try_read_buf(&mut buffer) {
             Ok(0) => break,
             // The process has closed its input: the FIFO is closed so that writers learn it.
-            Ok(length) => {
-                if stream.write_all(&buffer[..length]).await.is_err() {
+            Ok(_) => {
+                if stream.write_all(&buffer).await.is_err() {
                     return;
                 }
             }
@@ -135,15 +134,17 @@ pub(super) async fn copy_in(fifo: pipe::Receiver, mut stream: UnixStream) {
     }
     let _ = stream.shutdown().await;
     // Held open until the peer closes: a stream that is gone would be a reset, not an end.
-    let _ = read(&stream, &mut buffer[..1]).await;
+    let _ = read(&stream).await;
 }
 
-async fn read(stream: &UnixStream, buffer: &mut [u8]) -> Option<usize> {
+/// Returns the next bytes; `None` at the end. There is no buffer while a stream is silent, as most are.
+async fn read(stream: &UnixStream) -> Option<Vec<u8>> {
     loop {
         stream.readable().await.ok()?;
-        match stream.try_read(buffer) {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        match stream.try_read_buf(&mut buffer) {
             Ok(0) => return None,
-            Ok(length) => return Some(length),
+            Ok(_) => return Some(buffer),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return None,
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use tokio::net::unix::pipe;
 
 use crate::apart::{Aside, opened};
@@ -78,8 +79,13 @@ impl Location {
             Self::Path(path) => (path.clone(), false),
             Self::File(path) => (path.clone(), true),
         };
-        let opening = path.clone();
-        let opened = opened(move || open_output(&opening, make)).await;
+        let opened = match (!make).then(|| open_cached_fifo(&path)).flatten() {
+            Some(fifo) => Ok((fifo, true)),
+            None => {
+                let opening = path.clone();
+                opened(move || open_output(&opening, make)).await
+            }
+        };
         let sink = opened.and_then(|(file, is_fifo)| match is_fifo {
             true => pipe::Sender::from_file(file).map(Sink::Fifo),
             false => Ok(Sink::File(Aside::new(file))),
@@ -114,6 +120,24 @@ fn open_input(path: &Path) -> io::Result<(File, File)> {
     // A reader is there, so this does not wait either.
     let writing = options.read(false).write(true).open(path)?;
     Ok((reading, writing))
+}
+
+/// Opens the FIFO `path` if that cannot wait, because the kernel knows the whole path already, as it does of
+/// one that the engine has just made. A thread costs more than the rest of a stream.
+fn open_cached_fifo(path: &Path) -> Option<File> {
+    let open = |flags| {
+        let flags = flags | OFlags::CLOEXEC;
+        openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()
+    };
+    // Neither call asks the file system, and a FIFO is opened by the kernel alone.
+    let found = open(OFlags::PATH)?;
+    let kept = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let kind =
+        FileType::from_raw_mode(statx(&found, "", kept, StatxFlags::TYPE).ok()?.stx_mode.into());
+    let fifo =
+        File::from((kind == FileType::Fifo).then(|| open(OFlags::RDWR | OFlags::NONBLOCK))??);
+    // The name may have passed to another file meanwhile.
+    fifo.metadata().ok()?.file_type().is_fifo().then_some(fifo)
 }
 
 /// Opens `path` to write to it, and says whether it is a FIFO; a file is appended to, and made with its
@@ -154,6 +178,20 @@ mod tests {
     async fn a_missing_fifo_is_named() {
         let error = Location::Path("/nowhere/stdout".into()).open_sink().await.unwrap_err();
         assert_eq!(error.to_string(), "cannot open /nowhere/stdout");
+    }
+
+    #[test]
+    fn only_a_fifo_is_opened_where_the_event_loop_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let [fifo, file] = ["fifo", "file"].map(|name| folder.path().join(name));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(&file, "").unwrap();
+        assert!(open_cached_fifo(&fifo).is_some());
+        for other in
+            [file.as_path(), folder.path(), &folder.path().join("missing"), Path::new("/dev/null")]
+        {
+            assert!(open_cached_fifo(other).is_none(), "{other:?}");
+        }
     }
 
     #[tokio::test]

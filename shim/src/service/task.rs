@@ -18,6 +18,7 @@ use super::convert::{exec_request, process_info, resources, timestamp};
 use super::lifecycle::{TaskService, to_the_end};
 use super::metrics::metrics;
 use crate::error::ServiceError;
+use crate::memory;
 
 /// The service is shared with the tasks that outlive a request.
 type Service = std::sync::Arc<TaskService>;
@@ -44,6 +45,7 @@ impl Task for Handle {
                     settled.map_err(|error| ServiceError::from(&error))?;
                 }
                 container.start().await?;
+                memory::give_back_later();
                 return Ok(container.init().pid());
             }
             Ok(container.start_exec(&request.exec_id).await?.pid())
