@@ -20,7 +20,7 @@ use super::{
 };
 use crate::agent_client::{AgentClient, AgentError};
 use crate::apart::{HostMounts, alongside_within};
-use crate::io::{StdioPaths, Streams};
+use crate::io::{Origin, StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
 use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
@@ -70,13 +70,16 @@ pub struct Follower {
     pub size: Arc<MachineSize>,
     /// How long the guest may take for what it must not hold up.
     pub bounds: Bounds,
+    /// containerd's namespace.
+    namespace: String,
     pub(super) sandbox_id: String,
 }
 
 impl Follower {
-    /// For the machine and the agent of the sandbox `id`, which are as `plan` says.
+    /// For the machine and the agent of the sandbox `id` in containerd's `namespace`, which are as `plan`
+    /// says.
     pub fn new(
-        id: &str,
+        (namespace, id): (&str, &str),
         machine: Arc<Machine>,
         agent: AgentClient,
         observer: Arc<dyn Observer>,
@@ -95,12 +98,21 @@ impl Follower {
             going: Going::default(),
             mounts,
             bounds: Bounds::default(),
+            namespace: namespace.to_owned(),
             sandbox_id: id.to_owned(),
         }
     }
 
-    async fn open(&self, stdio: &StdioPaths) -> Result<Streams, ContainerError> {
-        Ok(Streams::open(stdio, &self.machine).await?)
+    /// Opens the streams of the process `id`, a container or one added to it.
+    async fn open(
+        &self,
+        stdio: &StdioPaths,
+        id: &str,
+        bundle: &Path,
+    ) -> Result<Streams, ContainerError> {
+        let (namespace, mounts, log) = (self.namespace.as_str(), &self.mounts, &self.log);
+        let origin = Origin { namespace, id, bundle, mounts, log };
+        Ok(Streams::open(stdio, &self.machine, origin).await?)
     }
 
     /// An answer of the agent's, or why there is none.
@@ -168,7 +180,7 @@ impl Container {
         let laid_out =
             alongside_within(LAY_OUT, move || lay_out(request, is_sandbox, &share, &volumes)).await;
         let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
-        let streams = follower.open(&request.stdio).await?;
+        let streams = follower.open(&request.stdio, &request.id, &request.bundle).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
         call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
@@ -271,7 +283,7 @@ impl Container {
             let status = process.status().name();
             return Err(ContainerError::Status { action: "start", status });
         }
-        let streams = self.follower.open(&exec.request.stdio).await?;
+        let streams = self.follower.open(&exec.request.stdio, exec_id, &self.bundle).await?;
         let mut call = ExecProcessRequest::new();
         call.container_id.clone_from(&self.id);
         exec_id.clone_into(&mut call.exec_id);

@@ -7,6 +7,7 @@ mod attack;
 mod attributes;
 mod files;
 mod locks;
+mod logger;
 mod names;
 mod process;
 mod sockets;
@@ -43,6 +44,7 @@ fn main() -> Result<()> {
         ["crash"] => process::crash(),
         ["flock", folder] => locks::flock(folder)?,
         ["posix-lock", folder] => locks::posix(folder)?,
+        ["log", path] => logger::run(path)?,
         ["listen", path] => sockets::listen(path)?,
         ["connect", path, text] => sockets::connect(path, text)?,
         ["attack", name, seconds, seed] => attack::run(name, seconds.parse()?, seed.parse()?)?,
