@@ -19,6 +19,7 @@ mod error;
 pub mod exec;
 pub mod helper;
 mod lifecycle;
+mod limits;
 mod pids;
 pub mod spec;
 mod statistics;

@@ -21,7 +21,6 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["arguments", rest @ ..] => process::arguments(rest),
         ["pattern", mebibytes] => process::pattern(mebibytes.parse()?)?,
-        ["limits"] => process::limits()?,
         ["many", folder, count] => files::many(folder, count.parse()?)?,
         ["links", folder] => files::links(folder)?,
         ["fifo", folder] => files::fifo(folder)?,
