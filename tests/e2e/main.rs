@@ -13,6 +13,7 @@ mod exit;
 mod faults;
 mod files;
 mod hooks;
+mod kubelet;
 mod laid;
 mod mounts;
 mod network;
@@ -142,7 +143,7 @@ fn groups() -> Vec<Group> {
         group(400, &[files::CASES, stdio::CASES, process::CASES, mounts::CASES], BOTH, true),
         // Those for which the large image is imported.
         group(300, &[network::CASES, traffic::CASES, userland::CASES], BOTH, true),
-        group(230, &[pods::CASES], BOTH, true),
+        group(250, &[pods::CASES, kubelet::CASES], BOTH, true),
         group(190, &[task::CASES, within::CASES, terminal::CASES], BOTH, true),
         group(40, &[alone::HUSK_CASES_BESIDE], HUSK, true),
     ];

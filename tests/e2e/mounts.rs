@@ -31,6 +31,7 @@ pub const CASES: &[Case] = &[
     ("mounts::recursive_or_not", recursive_or_not),
     ("mounts::read_only_with_what_is_beneath_or_without", read_only_or_beneath_too),
     ("mounts::flags", flags),
+    ("mounts::on_shared_memory", shared_memory),
     ("mounts::null_over_a_file", null_over_a_file),
     ("mounts::one_source_twice", one_source_twice),
     ("mounts::on_a_tmpfs", on_a_tmpfs),
@@ -81,13 +82,28 @@ const ONE_SOURCE_TWICE: Part = Part::new(
      ln /rw/file /rw/other && stat -c %h /ro/other; mv /rw/file /ro/moved 2>/dev/null || echo refused",
 );
 
+/// A volume of memory at the place of shared memory, as large as its mount on the host says.
+const SHARED_MEMORY: Part = Part::new(
+    "shared_memory",
+    "cat /dev/shm/there; echo more > /dev/shm/new; df -m /dev/shm | awk 'NR == 2 { print $2 }'",
+);
+
 /// A container with folders and files of the host's.
 pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
-    for name in
-        ["folder", "kept", "outer", "outer/inner", "inner", "all", "all/inner", "flags", "twice"]
-    {
+    for name in [
+        "folder",
+        "kept",
+        "outer",
+        "outer/inner",
+        "inner",
+        "all",
+        "all/inner",
+        "flags",
+        "twice",
+        "shm",
+    ] {
         fs::create_dir(at(name))?;
     }
     fs::write(at("folder/from-host"), "host\n")?;
@@ -97,6 +113,8 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     fs::write(at("inner/file"), "inner\n")?;
     let mounted = Mounted::tmpfs(at("all/inner"))?;
     fs::write(at("all/inner/file"), "inner\n")?;
+    let memory = Mounted::tmpfs_of(at("shm"), "size=20m,mode=1777")?;
+    fs::write(at("shm/there"), "there\n")?;
     fs::write(at("flags/run"), "#!/bin/sh\necho ran\n")?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(at("flags/run"), mode)?;
@@ -113,6 +131,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
             FLAGS,
             NULL_OVER_A_FILE,
             ONE_SOURCE_TWICE,
+            SHARED_MEMORY,
         ]),
     );
     for (source, target, options) in [
@@ -129,12 +148,13 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
         ("flags", "/flags", "rbind:rw:nosuid:nodev:noexec"),
         ("twice", "/rw", "rbind:rw"),
         ("twice", "/ro", "rbind:ro"),
+        ("shm", "/dev/shm", "rbind:rw"),
     ] {
         run = run.flag("--mount").flag(bind(&at(source), target, options));
     }
     let null = bind(std::path::Path::new("/dev/null"), "/etc/passwd", "bind");
     let ran = ran(&run.flag("--mount").flag(null))?;
-    Ok(Bound { ran, mounted, folder })
+    Ok(Bound { ran, mounted, memory, folder })
 });
 
 /// Results of [`BOUND`].
@@ -142,6 +162,7 @@ pub struct Bound {
     ran: Ran,
     // Before its folder goes.
     mounted: Mounted,
+    memory: Mounted,
     folder: tempfile::TempDir,
 }
 
@@ -203,6 +224,7 @@ pub static SPECIFIED: Shared<Ran> = Shared::new(|runtime| {
     let run = Run::spec(runtime, &script(&parts), |spec| {
         let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
         spec["root"]["readonly"] = false.into();
+        spec["linux"]["rootfsPropagation"] = "rslave".into();
         if let Some(environment) = spec["process"]["env"].as_array_mut() {
             environment.push(format!("OUTSIDE={}", outside.path().display()).into());
         }
@@ -384,6 +406,20 @@ fn read_only_or_beneath_too(runtime: Runtime) -> Result<()> {
 pub struct Mounted(std::path::PathBuf);
 
 impl Mounted {
+    /// Mounts a file system in memory with `options`.
+    pub fn tmpfs_of(path: std::path::PathBuf, options: &str) -> Result<Self> {
+        use nix::mount::{MsFlags, mount};
+        mount(Some("shm"), &path, Some("tmpfs"), MsFlags::empty(), Some(options))?;
+        Ok(Self(path))
+    }
+
+    /// Mounts the folder `source` again.
+    pub fn bind(source: &std::path::Path, path: std::path::PathBuf) -> Result<Self> {
+        use nix::mount::{MsFlags, mount};
+        mount(Some(source), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(Self(path))
+    }
+
     /// Mounts a file system in memory whose mount hands on what is mounted beneath.
     pub fn tmpfs(path: std::path::PathBuf) -> Result<Self> {
         use nix::mount::{MsFlags, mount};
@@ -405,6 +441,13 @@ fn recursive_or_not(runtime: Runtime) -> Result<()> {
     let bound = BOUND.of(runtime)?;
     bound.says(RECURSIVE_OR_NOT, 0, "inner\n0")?;
     ensure!(bound.mounted.0.join("x").exists(), "what is written below is not on the host");
+    Ok(())
+}
+
+fn shared_memory(runtime: Runtime) -> Result<()> {
+    let bound = BOUND.of(runtime)?;
+    bound.says(SHARED_MEMORY, 0, "there\n20")?;
+    ensure!(fs::read_to_string(bound.memory.0.join("new"))? == "more\n");
     Ok(())
 }
 

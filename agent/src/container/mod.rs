@@ -20,6 +20,7 @@ pub mod exec;
 pub mod helper;
 mod lifecycle;
 mod limits;
+pub mod memory;
 mod pids;
 pub mod spec;
 mod statistics;

@@ -6,18 +6,18 @@ use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse, Empty,
     ExecProcessRequest, ExecProcessResponse, ForwardPortRequest, HostPort, Interface, InterfaceUse,
-    ListProcessesResponse, NetworkState, ProcessEntry, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
-    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
-    StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    ListProcessesResponse, MemoryVolume, NetworkState, ProcessEntry, ProcessRequest,
+    ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse,
+    SignalProcessRequest, StartSandboxRequest, StartSandboxResponse, StartShellRequest,
+    StartShellResponse, StatContainerResponse, Streams, UpdateContainerRequest,
+    UpdateNetworkResponse, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::Agent;
 use tokio::sync::oneshot;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
-use crate::container::{Container, ContainerError, Counters};
+use crate::container::{Container, ContainerError, Counters, Tried, memory};
 use crate::host::Address;
 use crate::machine::{self, interfaces};
 use crate::network::{State, WantedInterface};
@@ -183,6 +183,22 @@ impl Agent for Service {
 
     async fn look_for_devices(&self, _: &TtrpcContext, _: Empty) -> Result<Empty> {
         self.sandbox.look_for_devices()?;
+        Ok(Empty::new())
+    }
+
+    async fn make_memory_volume(&self, _: &TtrpcContext, wanted: MemoryVolume) -> Result<Empty> {
+        self.started()?;
+        let volume = memory::MemoryVolume {
+            name: wanted.name,
+            mode: wanted.mode,
+            uid: wanted.uid,
+            gid: wanted.gid,
+            size: wanted.size,
+            files: wanted.files,
+            volume: wanted.volume,
+            folder: wanted.folder,
+        };
+        memory::make(&volume).tried("make memory for a volume")?;
         Ok(Empty::new())
     }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    HostPort, ListProcessesResponse, NetworkState, ProcessRequest, ResizeTerminalRequest,
-    ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest,
-    StartSandboxResponse, StartShellRequest, StatContainerResponse, UpdateContainerRequest,
-    WaitOutOfMemoryRequest, WaitProcessResponse,
+    HostPort, ListProcessesResponse, MemoryVolume, NetworkState, ProcessRequest,
+    ResizeTerminalRequest, ServeResolverRequest, SetProcessorsRequest, SignalProcessRequest,
+    StartSandboxRequest, StartSandboxResponse, StartShellRequest, StatContainerResponse,
+    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc;
 use ttrpc::asynchronous::Client;
@@ -171,6 +171,12 @@ impl AgentClient {
     /// Asks for the orderly end; at most `limit` for the answer.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.awake(After::Going, self.wire.shutdown(with_duration(limit), &Empty::new())).await?;
+        Ok(())
+    }
+
+    /// Makes memory of the guest's for a volume, unless it is there.
+    pub async fn make_memory_volume(&self, volume: &MemoryVolume) -> Result<()> {
+        self.awake(After::Going, self.wire.make_memory_volume(long(), volume)).await?;
         Ok(())
     }
 

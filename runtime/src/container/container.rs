@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use husk_agent_protocols::agent::{CreateContainerRequest, ExecProcessRequest, ProcessEntry};
+use husk_agent_protocols::agent::{self, CreateContainerRequest, ExecProcessRequest, ProcessEntry};
 use oci_spec::runtime::{Hook, Spec};
 use slog::{Logger, warn};
 
@@ -23,8 +23,8 @@ use crate::apart::{HostMounts, alongside_within};
 use crate::io::{Origin, StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
-use crate::spec::{GuestSpec, SpecError, translate};
+use crate::resource::{ContainerShare, MemoryVolume, ResourceError, RootfsMount, Share, Volumes};
+use crate::spec::{GuestSpec, Membership, SpecError, translate};
 
 /// How often an exec'd process that was given up is looked for.
 const FORGETTING: u32 = 10;
@@ -179,7 +179,8 @@ impl Container {
         // A source may lie on a file system that answers late, or never.
         let laid_out =
             alongside_within(LAY_OUT, move || lay_out(request, is_sandbox, &share, &volumes)).await;
-        let (request, guest, files) = laid_out.map_err(ResourceError::Thread)??;
+        let LaidOut { request, guest, files, memory } =
+            laid_out.map_err(ResourceError::Thread)??;
         let streams = follower.open(&request.stdio, &request.id, &request.bundle).await?;
         let mut call = CreateContainerRequest::new();
         call.container_id.clone_from(&request.id);
@@ -198,6 +199,9 @@ impl Container {
             annotations: guest.spec.annotations().clone().unwrap_or_default(),
         };
         hooks::run(&guest.hooks.create, &state, &follower.mounts).await?;
+        for volume in memory {
+            follower.explained(follower.agent.make_memory_volume(&wire(volume)).await)?;
+        }
         follower.explained(follower.agent.create_container(&call).await)?;
         let killer = OutOfMemory::new(&request.id, pid, &follower.observer);
         killer.watch(follower.agent.clone());
@@ -429,15 +433,38 @@ async fn forget_exec(follower: Follower, container: String, exec: String) {
     let _ = agent.delete_process(&container, &exec).await;
 }
 
+/// A container whose files are laid out.
+struct LaidOut {
+    request: CreateRequest,
+    guest: GuestSpec,
+    files: ContainerShare,
+    /// What the guest lays out itself.
+    memory: Vec<MemoryVolume>,
+}
+
+/// Returns the agent's message of a volume.
+fn wire(volume: MemoryVolume) -> agent::MemoryVolume {
+    let mut message = agent::MemoryVolume::new();
+    message.folder = volume.folder.to_string_lossy().into_owned();
+    (message.name, message.volume) = (volume.name, volume.volume);
+    (message.mode, message.uid, message.gid) = (volume.mode, volume.uid, volume.gid);
+    (message.size, message.files) = (volume.size, volume.files);
+    message
+}
+
 /// Translates the spec and lays out what it names in the shared folder.
 fn lay_out(
     request: CreateRequest,
     is_sandbox: bool,
     share: &Arc<Share>,
     volumes: &Volumes,
-) -> Result<(CreateRequest, GuestSpec, ContainerShare), ContainerError> {
+) -> Result<LaidOut, ContainerError> {
     let CreateRequest { id, bundle, spec, rootfs, .. } = &request;
-    let mut guest = translate(spec.clone(), id, bundle, |path| volumes.kind(path))?;
+    let mut spec = spec.clone();
+    let annotations = spec.annotations().clone().unwrap_or_default().into_iter().collect();
+    let alone = Membership::of(id, &annotations) == Membership::Alone;
+    let memory = volumes.take_memory(&mut spec, id, alone);
+    let mut guest = translate(spec, id, bundle, |path| volumes.kind(path))?;
     // The sandbox's own container has had them set when the sandbox started.
     if !is_sandbox {
         guest.refuse_sandbox_sysctls()?;
@@ -453,7 +480,7 @@ fn lay_out(
     let taken = taken.collect::<Result<Vec<_>, _>>()?;
     guest.place_volumes(taken.iter().map(|volume| (volume.name(), volume.read_only_by_host())));
     let files = ContainerShare::create(share, id, rootfs, taken)?;
-    Ok((request, guest, files))
+    Ok(LaidOut { request, guest, files, memory })
 }
 
 /// Names become folders on both sides.

@@ -8,8 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
+use husk_agent_protocols::MEMORY_VOLUMES_PATH;
 use nix::mount::MsFlags;
+use oci_spec::runtime::Spec;
 
+use super::guest_memory::{self, GuestMemory, MemoryVolume, is_bind};
 use super::share::Point;
 use super::sources::{Identity, Opened};
 use super::{MountOptions, ResourceError, Share, Volume, VolumeKind, volume};
@@ -24,6 +27,7 @@ pub struct Volumes {
     share: Arc<Share>,
     _folder: Point,
     held: Mutex<Held>,
+    memory: GuestMemory,
 }
 
 #[derive(Debug, Default)]
@@ -60,12 +64,36 @@ impl Volumes {
     /// No volumes yet, in the shared folder `share`.
     pub fn create(share: &Arc<Share>) -> Result<Self, ResourceError> {
         let folder = Point::folder(share, PathBuf::from(VOLUMES))?;
-        Ok(Self { share: Arc::clone(share), _folder: folder, held: Mutex::default() })
+        Ok(Self {
+            share: Arc::clone(share),
+            _folder: folder,
+            held: Mutex::default(),
+            memory: GuestMemory::default(),
+        })
     }
 
     /// Says what a source is, following links.
     pub fn kind(&self, source: &Path) -> io::Result<VolumeKind> {
         self.share.sources().kind(source)
+    }
+
+    /// Takes the folders out of the spec of container `id` that are to be memory of the guest's, and returns
+    /// them; their mounts name the guest's then.
+    pub fn take_memory(&self, spec: &mut Spec, id: &str, alone: bool) -> Vec<MemoryVolume> {
+        let host = self.share.sources().host();
+        let mut taken = Vec::new();
+        for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| is_bind(mount)) {
+            let Some(source) = mount.source().clone() else { continue };
+            // One that cannot be looked at is bound as it is, which says why.
+            if let Ok(Some(memory)) = self.memory.of(host, &source) {
+                mount.set_source(Some(Path::new(MEMORY_VOLUMES_PATH).join(&memory.name)));
+                taken.push(memory);
+            }
+        }
+        if alone {
+            guest_memory::lay_out_shared_memory(spec, id, host);
+        }
+        taken
     }
 
     /// The volume, mounted now or by another container before.

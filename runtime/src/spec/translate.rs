@@ -8,6 +8,7 @@ use husk_agent_protocols::SHARE_PATH;
 use oci_spec::runtime::{Hook, Hooks, Spec};
 
 use super::error::{SpecError, refuse_if, refused};
+use super::membership::sandbox_of;
 use super::{Membership, linux, mounts, process};
 use crate::container::HostHooks;
 use crate::resource::{VOLUMES, Volume, VolumeKind};
@@ -27,9 +28,11 @@ pub struct GuestSpec {
     pub root: PathBuf,
 }
 
-fn membership(spec: &Spec, id: &str) -> Membership {
-    let annotations = spec.annotations().clone().unwrap_or_default();
-    Membership::of(id, &annotations.into_iter().collect())
+/// Returns what the container is to its sandbox, and that one's id.
+fn membership(spec: &Spec, id: &str) -> (Membership, String) {
+    let annotations = spec.annotations().clone().unwrap_or_default().into_iter().collect();
+    let sandbox = sandbox_of(&annotations).unwrap_or(id).to_owned();
+    (Membership::of(id, &annotations), sandbox)
 }
 
 /// Translates the spec of container `id`, whose bundle is the folder `bundle`. `look` says what a path
@@ -63,10 +66,10 @@ pub fn translate(
     let mut init = spec.process().clone().ok_or(SpecError::Missing("process"))?;
     process::translate_process(&mut init, "process")?;
     spec.set_process(Some(init));
-    let membership = membership(&spec, id);
+    let (membership, sandbox) = membership(&spec, id);
     let mut volumes = Vec::new();
     if let Some(list) = spec.mounts_mut() {
-        volumes = mounts::translate(list, membership, look)?;
+        volumes = mounts::translate(list, membership, &sandbox, look)?;
     }
     let mut settings = match spec.linux().clone() {
         Some(settings) => settings,
@@ -145,7 +148,7 @@ mod tests {
     fn look(path: &Path) -> io::Result<VolumeKind> {
         match path.to_str().unwrap() {
             "/host/folder" => Ok(VolumeKind::Folder),
-            "/host/file" | "/run/shm-of-pod" => Ok(VolumeKind::File),
+            "/host/file" | "/run/pod/shm" => Ok(VolumeKind::File),
             "/host/socket" => Ok(VolumeKind::Endpoint),
             "/dev/null" | "/dev/sda" => Ok(VolumeKind::Device),
             _ => Err(io::ErrorKind::NotFound.into()),
@@ -255,7 +258,7 @@ mod tests {
             {"type": "pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}, {"type": "mount"},
         ]);
         spec["mounts"] = json!([
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm",
              "options": ["rbind", "ro"]},
         ]);
         let (member, _) = run(spec.clone()).unwrap();
@@ -303,11 +306,38 @@ mod tests {
     #[test]
     fn shared_memory_is_the_guests_own() {
         let mounts = json!([
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm",
              "options": ["rbind", "ro"]},
         ]);
         let (spec, guest) = run(with("/mounts", mounts)).unwrap();
         assert_eq!(spec["mounts"][0]["type"], "tmpfs");
+        assert!(guest.volumes.is_empty());
+    }
+
+    #[test]
+    fn a_volume_on_shared_memory_is_that_volume() {
+        let volume = json!({"destination": "/dev/shm", "type": "bind", "source": "/host/folder"});
+        let member = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "pod",
+        });
+        for annotations in [json!({}), member] {
+            let mut spec = with("/mounts", json!([volume]));
+            spec["annotations"] = annotations;
+            let (spec, guest) = run(spec).unwrap();
+            assert_eq!(spec["mounts"][0]["type"], "bind");
+            assert_eq!(guest.volumes[0].1.source, Path::new("/host/folder"));
+        }
+    }
+
+    #[test]
+    fn a_volume_that_has_become_the_guests_is_bound_there() {
+        let mounts = json!([{"destination": "/dev/shm", "type": "none",
+            "source": "/run/husk/memory/3", "options": ["rbind", "rro"]}]);
+        let (spec, guest) = run(with("/mounts", mounts)).unwrap();
+        let bound = json!({"destination": "/dev/shm", "type": "bind",
+            "source": "/run/husk/memory/3", "options": ["rbind", "ro"]});
+        assert_eq!(spec["mounts"][0], bound);
         assert!(guest.volumes.is_empty());
     }
 
