@@ -13,6 +13,7 @@ mod connections;
 mod daemon;
 mod delete;
 mod error;
+mod features;
 mod info;
 mod log;
 mod publisher;
