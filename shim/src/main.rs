@@ -16,6 +16,7 @@ mod error;
 mod features;
 mod info;
 mod log;
+mod options;
 mod publisher;
 mod records;
 mod serve;
