@@ -59,7 +59,7 @@ pub fn translate(
     spec.set_root(Some(guest_root));
     let mut hooks = HostHooks::default();
     if let Some(all) = spec.hooks().clone() {
-        let (host, guest) = split_hooks(all, &Path::new(SHARE_PATH).join(id).join("rootfs"));
+        let (host, guest) = split_hooks(all, &Path::new(SHARE_PATH).join(id).join("rootfs"))?;
         hooks = host;
         spec.set_hooks(guest);
     }
@@ -119,12 +119,13 @@ pub(super) fn some<T>(list: &Option<Vec<T>>) -> bool {
 /// Splits the hooks: those that run on the host, and those that the guest runs, in the container's
 /// namespaces. A program that is to prepare those is looked for in the container's root file system:
 /// the host's programs are out of the guest's reach.
-fn split_hooks(all: Hooks, guest_root: &Path) -> (HostHooks, Option<Hooks>) {
+fn split_hooks(all: Hooks, guest_root: &Path) -> Result<(HostHooks, Option<Hooks>), SpecError> {
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
     // `prestart` is deprecated but what Docker still sends.
     #[allow(deprecated)]
     let mut create = list(all.prestart());
     create.extend(list(all.create_runtime()));
+    refuse_graphics(&create)?;
     let host = HostHooks { create, started: list(all.poststart()), stopped: list(all.poststop()) };
     let mut inside = list(all.create_container());
     for hook in &mut inside {
@@ -133,11 +134,28 @@ fn split_hooks(all: Hooks, guest_root: &Path) -> (HostHooks, Option<Hooks>) {
     }
     let starting = list(all.start_container());
     if inside.is_empty() && starting.is_empty() {
-        return (host, None);
+        return Ok((host, None));
     }
     let mut guest = Hooks::default();
     guest.set_create_container(Some(inside)).set_start_container(Some(starting));
-    (host, Some(guest))
+    Ok((host, Some(guest)))
+}
+
+/// Refuses the hooks by which `docker run --gpus` and others give a container the host's graphics processors:
+/// they look for the container's mounts on the host.
+fn refuse_graphics(hooks: &[Hook]) -> Result<(), SpecError> {
+    let hook = hooks.iter().find(|hook| {
+        let name = hook.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        name.is_some_and(|name| name.starts_with("nvidia-container-"))
+    });
+    match hook {
+        None => Ok(()),
+        Some(hook) => {
+            let reason = "the host's graphics processors are out of the guest's reach; run it without \
+                          `--gpus`, or with another runtime";
+            Err(refused(format!("the hook {}", hook.path().display()), reason))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -339,6 +357,15 @@ mod tests {
             "source": "/run/husk/memory/3", "options": ["rbind", "ro"]});
         assert_eq!(spec["mounts"][0], bound);
         assert!(guest.volumes.is_empty());
+    }
+
+    #[test]
+    fn graphics_processors_are_refused_by_name() {
+        for kind in ["prestart", "createRuntime"] {
+            let hook = json!({ kind: [{ "path": "/usr/bin/nvidia-container-runtime-hook" }] });
+            let text = refusal("/hooks", hook);
+            assert!(text.contains("nvidia-container-runtime-hook") && text.contains("--gpus"));
+        }
     }
 
     #[test]
