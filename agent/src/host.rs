@@ -55,6 +55,14 @@ impl Host {
         }
     }
 
+    /// Where kernel parameters are.
+    pub fn parameters(&self) -> PathBuf {
+        match self {
+            Host::Vsock => "/proc/sys".into(),
+            Host::Directory(directory) => directory.join("parameters"),
+        }
+    }
+
     /// Begins a connection to `address`; [`connected`] or [`stream`] waits for it. The descriptor does not
     /// block.
     pub fn dial(&self, Address { port, from }: Address) -> io::Result<OwnedFd> {

@@ -5,11 +5,13 @@ mod filter;
 mod harness;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use harness::{Agent, Ran, skip};
+use husk_agent_protocols::agent::MemoryVolume;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use ttrpc::Code;
@@ -148,6 +150,46 @@ component! {
         assert!(output.contains("/tmp tmpfs\n") && output.contains("/sys/fs/cgroup cgroup2\n"), "{output}");
         assert!(output.ends_with("/sys/fs/cgroup/cgroup.procs\n0\n1\n"), "{output}");
         assert_eq!(std::fs::read_to_string(agent.path("bound/file"))?, "contentmore\n");
+    }
+}
+
+component! {
+    async fn memory_is_there_by_its_name_and_in_parts(agent: &Agent) {
+        let whole = MemoryVolume {
+            name: "0".to_owned(), mode: 0o2770, gid: 77, size: 1 << 20, files: 100,
+            ..MemoryVolume::default()
+        };
+        agent.make_memory_volume(&whole).await?;
+        let memory = agent.guest_path("/run/husk/memory/0");
+        let about = |path: &Path| fs::metadata(path).map(|m| (m.mode() & 0o7777, m.uid(), m.gid()));
+        assert_eq!(about(&memory)?, (0o2770, 0, 77));
+        fs::write(memory.join("kept"), "kept")?;
+        // Asked for again, it is what it was.
+        agent.make_memory_volume(&whole).await?;
+        assert_eq!(fs::read_to_string(memory.join("kept"))?, "kept");
+
+        let part = |name: &str, folder: &str| MemoryVolume {
+            name: name.to_owned(), volume: "0".to_owned(), folder: folder.to_owned(),
+            mode: 0o1750, uid: 5, gid: 6, ..MemoryVolume::default()
+        };
+        agent.make_memory_volume(&part("0-0", "/a/b")).await?;
+        assert_eq!(about(&memory.join("a/b"))?, (0o1750, 5, 6));
+        let mounted = agent.guest_path("/run/husk/memory/0-0");
+        fs::write(mounted.join("file"), "part")?;
+        assert_eq!(fs::read_to_string(memory.join("a/b/file"))?, "part");
+
+        // Containers write there: no link of theirs decides what another mounts.
+        symlink("/run", memory.join("link"))?;
+        for (name, folder) in [("0-1", "/link"), ("0-2", "/link/husk"), ("0-3", "/../x")] {
+            agent.make_memory_volume(&part(name, folder)).await.expect_err(folder);
+            assert!(!agent.guest_path("/run/husk/memory").join(name).exists(), "{folder}");
+        }
+        let script = "cat /cache/kept; df -k /cache | awk 'NR == 2 { print $2 }'";
+        let ran = shell(agent, script, |s| {
+            let mounts = s["mounts"].as_array_mut().expect("mounts");
+            mounts.push(json!({"destination": "/cache", "source": "/run/husk/memory/0", "options": ["rbind"]}));
+        }).await?;
+        assert_eq!(ran.output(), "kept1024\n", "{}", ran.error());
     }
 }
 

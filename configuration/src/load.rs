@@ -31,7 +31,10 @@ impl Configuration {
             Ok(text) => configuration.merge(&main, &text)?,
             Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => {}
             Err(source) => {
-                let remedy = format!("correct the path, or unset {CONFIGURATION_VARIABLE}");
+                let remedy = format!(
+                    "correct the path, which {CONFIGURATION_VARIABLE}, --config or ConfigPath in the \
+                     runtime's options names"
+                );
                 return Err(ConfigurationError::Read { path: main, remedy, source });
             }
         }

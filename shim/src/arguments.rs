@@ -28,6 +28,8 @@ pub struct Flags {
     pub address: String,
     /// Path of the program that publishes events.
     pub publish_binary: String,
+    /// Path of the settings; empty for the host's.
+    pub configuration: String,
     /// `start` or `delete`; empty to serve.
     pub action: String,
     /// Whether to print the version and end.
@@ -52,6 +54,7 @@ impl Flags {
             set.add_flag("address", &mut flags.address);
             set.add_flag("publish-binary", &mut flags.publish_binary);
             set.add_flag("info", &mut flags.info);
+            set.add_flag("config", &mut flags.configuration);
         })?;
         flags.version = short || long;
         flags.action = rest.into_iter().next().unwrap_or_default();
@@ -76,6 +79,8 @@ pub struct StartOptions {
     pub debug: bool,
     /// Folder of the sockets; `None` for `/run/containerd/s`.
     pub socket_folder: Option<String>,
+    /// Path of the settings; `None` for the host's.
+    pub configuration: Option<String>,
 }
 
 impl StartOptions {
@@ -104,6 +109,7 @@ impl From<BootstrapParams> for StartOptions {
             ttrpc_address: params.containerd_ttrpc_address,
             namespace: params.namespace,
             socket_folder: params.socket_dir.filter(|folder| !folder.is_empty()),
+            configuration: None,
         }
     }
 }

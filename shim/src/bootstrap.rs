@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use crate::address::socket_path;
 use crate::arguments::{Flags, StartOptions};
-use crate::{daemon, records};
+use crate::{daemon, options, records};
 
 /// More than any daemon sends.
 const LONGEST_INPUT: u64 = 10 << 20;
@@ -35,7 +35,7 @@ struct Annotated {
 /// Prints the address of the shim for the bundle in the working folder.
 pub fn start(flags: &Flags) -> anyhow::Result<()> {
     let input = read_input().context("standard input")?;
-    let (options, protocol) = options(&input, flags);
+    let (options, protocol) = options(&input, flags)?;
     let sandbox = sandbox_id(Path::new("config.json"), &options.id)?;
     if sandbox != options.id {
         check(&options, &sandbox)?;
@@ -94,15 +94,16 @@ fn read_input() -> std::io::Result<Vec<u8>> {
 
 /// The options of the start, from the input if it is a bootstrap message for this very start (older
 /// daemons send the runtime's options there, which may happen to look like one), else from the flags.
-fn options(input: &[u8], flags: &Flags) -> (StartOptions, Protocol) {
+fn options(input: &[u8], flags: &Flags) -> anyhow::Result<(StartOptions, Protocol)> {
     let params = BootstrapParams::parse_from_bytes(input)
         .ok()
         .filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace);
     match params {
         Some(params) => {
-            let mut options = StartOptions::from(params);
+            let configuration = options::of_bootstrap(&params)?;
+            let mut options = StartOptions { configuration, ..StartOptions::from(params) };
             options.debug |= flags.debug;
-            (options, Protocol::Bootstrap)
+            Ok((options, Protocol::Bootstrap))
         }
         None => {
             let options = StartOptions {
@@ -112,9 +113,10 @@ fn options(input: &[u8], flags: &Flags) -> (StartOptions, Protocol) {
                 publish_binary: flags.publish_binary.clone(),
                 ttrpc_address: std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
                 debug: flags.debug,
+                configuration: options::of_input(input)?,
                 ..StartOptions::default()
             };
-            (options, Protocol::Plain)
+            Ok((options, Protocol::Plain))
         }
     }
 }
@@ -135,7 +137,8 @@ fn check(options: &StartOptions, sandbox: &str) -> anyhow::Result<()> {
     if options.address.is_empty() {
         return Ok(());
     }
-    let by_annotation = match Configuration::load(None) {
+    let settings = options.configuration.as_deref().map(Path::new);
+    let by_annotation = match Configuration::load(settings) {
         Ok(configuration) => configuration.annotations.join,
         // The error in the settings is the sandbox's to report.
         Err(_) => false,
@@ -174,7 +177,7 @@ mod tests {
             containerd_ttrpc_address: "/t".to_owned(),
             ..BootstrapParams::default()
         };
-        let (options, protocol) = options(&params.write_to_bytes().unwrap(), &flags());
+        let (options, protocol) = options(&params.write_to_bytes().unwrap(), &flags()).unwrap();
         assert_eq!((options.ttrpc_address.as_str(), protocol), ("/t", Protocol::Bootstrap));
     }
 
@@ -182,7 +185,7 @@ mod tests {
     fn anything_else_is_answered_by_the_address() {
         let other = BootstrapParams { instance_id: "type.url".to_owned(), ..Default::default() };
         for input in [&b""[..], b"rubbish", &other.write_to_bytes().unwrap()] {
-            assert_eq!(options(input, &flags()).1, Protocol::Plain);
+            assert_eq!(options(input, &flags()).unwrap().1, Protocol::Plain);
         }
     }
 

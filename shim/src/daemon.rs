@@ -41,6 +41,10 @@ pub fn spawn(
         arguments.push(CString::new(flag)?);
         arguments.push(CString::new(value)?);
     }
+    if let Some(path) = &options.configuration {
+        arguments.push(c"-config".to_owned());
+        arguments.push(CString::new(path.as_str())?);
+    }
     if options.debug {
         arguments.push(c"-debug".to_owned());
     }

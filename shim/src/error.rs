@@ -92,7 +92,7 @@ fn container_code(error: &ContainerError) -> Code {
             | ResourceError::Thread(_) => Code::INTERNAL,
         },
         ContainerError::Streams(StreamsError::Location {
-            source: LocationError::Scheme { .. },
+            source: LocationError::Scheme { .. } | LocationError::Alone,
             ..
         }) => Code::UNIMPLEMENTED,
         ContainerError::Streams(_) | ContainerError::Hook(_) => Code::INTERNAL,

@@ -6,6 +6,8 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
+use crate::features;
+
 /// Prints the message containerd expects; the options it sends are given back.
 pub fn print() -> anyhow::Result<()> {
     let mut input = Vec::new();
@@ -24,6 +26,7 @@ fn runtime_info(input: &[u8]) -> anyhow::Result<RuntimeInfo> {
         ..RuntimeVersion::default()
     };
     info.version = Some(version).into();
+    info.features = Some(features::message()).into();
     if !input.is_empty() {
         info.options = Some(Any::parse_from_bytes(input)?).into();
     }
@@ -40,6 +43,8 @@ mod tests {
         let info = runtime_info(&options.write_to_bytes().unwrap()).unwrap();
         assert_eq!(info.options.unwrap(), options);
         assert_eq!(info.name, "io.containerd.husk.v2");
+        // containerd refuses one without.
+        assert!(info.features.unwrap().type_url.ends_with("features/Features"));
         assert!(runtime_info(b"").unwrap().options.is_none());
     }
 }

@@ -115,7 +115,8 @@ pub fn serve(flags: &Flags) -> anyhow::Result<()> {
     memory::share_one_heap();
     let (listener, mounts) = daemon::settle()?;
     let mounts = HostMounts(Some(Arc::new(mounts)));
-    let configuration = Configuration::load(None);
+    let settings = Some(Path::new(&flags.configuration)).filter(|path| *path != Path::new(""));
+    let configuration = Configuration::load(settings);
     let level = match &configuration {
         _ if flags.debug => Level::Debug,
         Ok(configuration) => configuration.log.level.as_str().parse().unwrap_or(Level::Info),

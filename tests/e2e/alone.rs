@@ -28,8 +28,11 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Rows for what only a microVM has, which may run beside others.
-pub const HUSK_CASES_BESIDE: &[Case] =
-    &[("alone::own_kernel", own_kernel), ("alone::limits_make_the_machine_larger", larger_machine)];
+pub const HUSK_CASES_BESIDE: &[Case] = &[
+    ("alone::own_kernel", own_kernel),
+    ("alone::limits_make_the_machine_larger", larger_machine),
+    ("alone::flavours", flavours),
+];
 
 /// What only a microVM can do wrong.
 pub const HUSK_CASES: &[Case] = &[
@@ -45,6 +48,28 @@ pub const HUSK_CASES: &[Case] = &[
 
 /// Nothing was killed here: sooner than elsewhere.
 const CLEAN_UP: Duration = Duration::from_secs(10);
+
+/// Settings that the runtime's options name, for the machine too; a file that is missing is named.
+fn flavours(runtime: Runtime) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let large = folder.path().join("large.toml");
+    fs::copy(std::env::var("HUSK_CONFIG")?, &large)?;
+    let size = folder.path().join("large.toml.d/size.toml");
+    fs::create_dir(folder.path().join("large.toml.d"))?;
+    fs::write(size, "[machine]\nmemory = \"512MiB\"\n")?;
+    let with = |path: &std::path::Path| {
+        let line = "awk '/MemTotal/ { print $2 }' /proc/meminfo";
+        let run = Run::shell(runtime, line).flag("--runtime-config-path");
+        run.flag(path.display().to_string()).finish()
+    };
+    let kib: u64 = with(&large)?.text(0)?.parse()?;
+    ensure!(kib > 400 << 10, "{kib} KiB");
+    let missing = folder.path().join("missing.toml");
+    let refused = with(&missing)?;
+    let named = refused.stderr.contains(&missing.display().to_string());
+    ensure!(refused.code != 0 && named, "{refused:?}");
+    Ok(())
+}
 
 fn four_then_many(runtime: Runtime) -> Result<()> {
     // Once before, so that what is made once and stays (images' snapshots, caches) is there.

@@ -25,7 +25,11 @@ const CASES: &[Case] = &[
     ("docker::no_network", no_network),
 ];
 
-const HUSK_CASES: &[Case] = &[("docker::hosts_network", hosts_network)];
+const HUSK_CASES: &[Case] = &[
+    ("docker::hosts_network", hosts_network),
+    ("docker::devices_of_the_host", devices_of_the_host),
+    ("docker::flavours", flavours),
+];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -174,6 +178,9 @@ fn options(runtime: Runtime) -> Result<()> {
     let said = once(runtime, &flags, line)?.text(0)?;
     let said = said.replacen("A=b c", "b c", 1);
     ensure!(said == expected, "{said}");
+    let given = "--device=/dev/null:/dev/given:rw";
+    let given = once(runtime, &[given], "stat -c '%t %T' /dev/given; echo x >/dev/given")?;
+    ensure!(given.text(0)? == "1 3", "{given:?}");
     let privileged =
         once(runtime, &["--privileged"], "awk '/CapEff/ { print $2 }' /proc/self/status")?;
     let all = u64::from_str_radix(&privileged.text(0)?, 16)?;
@@ -181,7 +188,7 @@ fn options(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Folders of the host, volumes of Docker's, and `docker cp`.
+/// Folders of the host, volumes of Docker's, `docker cp`, `diff` and `commit`.
 fn volumes(runtime: Runtime) -> Result<()> {
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("there"), "of the host")?;
@@ -210,6 +217,12 @@ fn volumes(runtime: Runtime) -> Result<()> {
     ok(&["cp", &inside, out.to_str().context("no text")?])?;
     ensure!(std::fs::read_to_string(&out)? == "of the hostmore\n");
     ensure!(ok(&["diff", &running.0])?.contains("A /tmp/copied"));
+    let image = format!("{}-committed", runtime.name());
+    ok(&["commit", &running.0, &image])?;
+    let fixed = ["run", "--rm", "--runtime", runtime.name(), &image];
+    let committed = ok(&[&fixed[..], &["cat", "/tmp/copied"]].concat())?;
+    ensure!(committed == "of the hostmore", "{committed}");
+    ok(&["rmi", &image])?;
     drop(running);
     ok(&["volume", "rm", &volume]).map(drop)
 }
@@ -217,8 +230,22 @@ fn volumes(runtime: Runtime) -> Result<()> {
 fn life(runtime: Runtime) -> Result<()> {
     leaves_nothing(runtime, || {
         let line = "trap 'echo told; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
-        let running = Running::start(runtime, &["--memory=64m"], line)?;
+        let flags = [
+            "--memory=64m",
+            "--log-driver=local",
+            "--health-cmd=test -e /tmp/well",
+            "--health-interval=1s",
+            "--health-start-period=60s",
+        ];
+        let running = Running::start(runtime, &flags, line)?;
         until_true("the log has it", PATIENCE, || Ok(ok(&["logs", &running.0])? == "begun"))?;
+        // One line of titles, then all processes of the container, or the machine that stands for them.
+        ensure!(ok(&["top", &running.0])?.lines().count() >= 2);
+        ensure!(running.inspect("{{.State.Health.Status}}")? == "starting");
+        running.shell("touch /tmp/well")?;
+        until_true("it is healthy", PATIENCE, || {
+            Ok(running.inspect("{{.State.Health.Status}}")? == "healthy")
+        })?;
         ensure!(running.shell("cat /sys/fs/cgroup/memory.max")? == "67108864");
         ok(&["update", "--memory=96m", "--memory-swap=-1", &running.0])?;
         ensure!(running.shell("cat /sys/fs/cgroup/memory.max")? == "100663296");
@@ -341,6 +368,22 @@ fn names(runtime: Runtime) -> Result<()> {
 fn no_network(runtime: Runtime) -> Result<()> {
     let said = once(runtime, &["--network=none"], "ip -o link | awk '{ print $2 }'")?.text(0)?;
     ensure!(said == "lo:", "{said}");
+    Ok(())
+}
+
+/// Refused by name, with the reason.
+fn devices_of_the_host(runtime: Runtime) -> Result<()> {
+    let refused = once(runtime, &["--device=/dev/kvm"], "true")?;
+    ensure!(refused.code == 125 && refused.stderr.contains("/dev/kvm is a device"), "{refused:?}");
+    Ok(())
+}
+
+/// Another runtime of `daemon.json`, whose options name settings.
+fn flavours(_: Runtime) -> Result<()> {
+    let fixed = ["run", "--rm", "--runtime=husk-large", "busybox"];
+    let line = "awk '/MemTotal/ { print $2 }' /proc/meminfo";
+    let kib: u64 = ok(&[&fixed[..], &["sh", "-c", line]].concat())?.parse()?;
+    ensure!(kib > 400 << 10, "{kib} KiB");
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 mod alone;
 mod attack;
+mod changes;
 mod daemon;
 mod docker;
 mod endurance;
@@ -14,6 +15,7 @@ mod faults;
 mod files;
 mod hooks;
 mod host;
+mod kubelet;
 mod laid;
 mod mesh;
 mod mounts;
@@ -145,13 +147,20 @@ fn groups() -> Vec<Group> {
     let mut groups = vec![
         group(
             420,
-            &[files::CASES, stdio::CASES, process::CASES, mounts::CASES, host::CASES],
+            &[
+                files::CASES,
+                stdio::CASES,
+                process::CASES,
+                mounts::CASES,
+                changes::CASES,
+                host::CASES,
+            ],
             BOTH,
             true,
         ),
         // Those for which the large image is imported.
         group(300, &[network::CASES, mesh::CASES, traffic::CASES, userland::CASES], BOTH, true),
-        group(230, &[pods::CASES, volumes::CASES], BOTH, true),
+        group(250, &[pods::CASES, volumes::CASES, kubelet::CASES], BOTH, true),
         group(190, &[task::CASES, within::CASES, terminal::CASES], BOTH, true),
         group(40, &[alone::HUSK_CASES_BESIDE], HUSK, true),
     ];

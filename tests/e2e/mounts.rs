@@ -23,8 +23,6 @@ pub const CASES: &[Case] = &[
     ("mounts::file", file),
     ("mounts::file_read_only", file_read_only),
     ("mounts::nested", nested),
-    ("mounts::host_changes_are_seen", host_changes_are_seen),
-    ("mounts::events_of_the_host", events_of_the_host),
     ("mounts::tmpfs", tmpfs),
     ("mounts::tmpfs_limits", tmpfs_limits),
     ("mounts::source_missing", source_missing),
@@ -35,13 +33,14 @@ pub const CASES: &[Case] = &[
     ("mounts::recursive_or_not", recursive_or_not),
     ("mounts::read_only_with_what_is_beneath_or_without", read_only_or_beneath_too),
     ("mounts::flags", flags),
+    ("mounts::on_shared_memory", shared_memory),
     ("mounts::null_over_a_file", null_over_a_file),
     ("mounts::one_source_twice", one_source_twice),
     ("mounts::one_file_in_several_volumes", one_file_in_several_volumes),
     ("mounts::on_a_tmpfs", on_a_tmpfs),
 ];
 
-fn bind(source: &std::path::Path, target: &str, options: &str) -> String {
+pub fn bind(source: &std::path::Path, target: &str, options: &str) -> String {
     format!("type=bind,src={},dst={target},options={options}", source.display())
 }
 
@@ -89,13 +88,28 @@ const ONE_SOURCE_TWICE: Part = Part::new(
 const ONE_FILE_IN_SEVERAL_VOLUMES: Part =
     Part::new("one_file_in_several_volumes", "/probe volumes /whole /part /again /one-file 2>&1");
 
+/// A volume of memory at the place of shared memory, as large as its mount on the host says.
+const SHARED_MEMORY: Part = Part::new(
+    "shared_memory",
+    "cat /dev/shm/there; echo more > /dev/shm/new; df -m /dev/shm | awk 'NR == 2 { print $2 }'",
+);
+
 /// A container with folders and files of the host's.
 pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     let folder = Stage::new()?;
     let at = |name: &str| folder.path().join(name);
-    for name in
-        ["folder", "kept", "outer", "outer/inner", "inner", "all", "all/inner", "flags", "twice"]
-    {
+    for name in [
+        "folder",
+        "kept",
+        "outer",
+        "outer/inner",
+        "inner",
+        "all",
+        "all/inner",
+        "flags",
+        "twice",
+        "shm",
+    ] {
         fs::create_dir(at(name))?;
     }
     fs::create_dir_all(at("whole/part"))?;
@@ -107,6 +121,8 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
     fs::write(at("inner/file"), "inner\n")?;
     let mounted = Mounted::tmpfs(at("all/inner"))?;
     fs::write(at("all/inner/file"), "inner\n")?;
+    let memory = Mounted::tmpfs_of(at("shm"), "size=20m,mode=1777")?;
+    fs::write(at("shm/there"), "there\n")?;
     fs::write(at("flags/run"), "#!/bin/sh\necho ran\n")?;
     fs::set_permissions(at("flags/run"), Permissions::from_mode(0o755))?;
     let mut run = Run::shell(
@@ -123,6 +139,7 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
             NULL_OVER_A_FILE,
             ONE_SOURCE_TWICE,
             ONE_FILE_IN_SEVERAL_VOLUMES,
+            SHARED_MEMORY,
         ]),
     )
     .with_probe()?;
@@ -144,12 +161,13 @@ pub static BOUND: Shared<Bound> = Shared::new(|runtime| {
         ("whole", "/whole", "rbind:rw"),
         ("whole/part", "/part", "rbind:rw"),
         ("whole/part/file", "/one-file", "bind:rw"),
+        ("shm", "/dev/shm", "rbind:rw"),
     ] {
         run = run.flag("--mount").flag(bind(&at(source), target, options));
     }
     let null = bind(std::path::Path::new("/dev/null"), "/etc/passwd", "bind");
     let ran = ran(&run.flag("--mount").flag(null))?;
-    Ok(Bound { ran, mounted, folder })
+    Ok(Bound { ran, mounted, memory, folder })
 });
 
 /// Results of [`BOUND`].
@@ -157,6 +175,7 @@ pub struct Bound {
     ran: Ran,
     // Before its folder goes.
     mounted: Mounted,
+    memory: Mounted,
     folder: Stage,
 }
 
@@ -218,6 +237,7 @@ pub static SPECIFIED: Shared<Ran> = Shared::new(|runtime| {
     let run = Run::spec(runtime, &script(&parts), |spec| {
         let root = spec["root"]["path"].as_str().unwrap_or_default().to_owned();
         spec["root"]["readonly"] = false.into();
+        spec["linux"]["rootfsPropagation"] = "rslave".into();
         if let Some(environment) = spec["process"]["env"].as_array_mut() {
             environment.push(format!("OUTSIDE={}", outside.path().display()).into());
         }
@@ -306,76 +326,6 @@ fn nested(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-fn host_changes_are_seen(runtime: Runtime) -> Result<()> {
-    let shared = within::SHARED.of(runtime)?;
-    let here = tempfile::tempdir_in(shared.volume.path())?;
-    fs::write(here.path().join("value"), "old\n")?;
-    fs::write(here.path().join("kept"), "")?;
-    fs::set_permissions(here.path().join("kept"), Permissions::from_mode(0o600))?;
-    let name = here.path().file_name().unwrap_or_default().to_string_lossy();
-    let line = format!(
-        "cd /volume/{name}; cat value; stat -c %a kept; touch ready; \
-         for i in $(seq 100); do [ -e go ] && break; sleep 0.2; done; cat value; stat -c %a kept"
-    );
-    let words = ["task", "exec", "--exec-id", "host-changes", &shared.task.id, "sh", "-c", &line];
-    let child = spawn(&words)?;
-    until_true("it is ready", PATIENCE, || Ok(here.path().join("ready").exists()))?;
-    // As a kubelet replaces a ConfigMap: a new file under the old name.
-    fs::write(here.path().join("next"), "new and longer\n")?;
-    fs::rename(here.path().join("next"), here.path().join("value"))?;
-    fs::set_permissions(here.path().join("kept"), Permissions::from_mode(0o640))?;
-    let fresh = format!("cd /volume/{name}; cat value; stat -c %a kept");
-    let text = shared.task.shell(&fresh)?;
-    ensure!(text == "new and longer\n640", "an exec sees {text}");
-    fs::write(here.path().join("go"), "")?;
-    let text = finish(child)?.text(0)?;
-    ensure!(text == "old\n600\nnew and longer\n640", "{text}");
-    Ok(())
-}
-
-/// Programs that watch a projected volume or a mounted file hear what the host does to it.
-fn events_of_the_host(runtime: Runtime) -> Result<()> {
-    let here = tempfile::tempdir()?;
-    let settings = here.path().join("volumes/kubernetes.io~configmap/settings");
-    let project = |number: u32| -> Result<()> {
-        let folder = settings.join(format!("..{number}"));
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join("value"), format!("value-{number}\n"))?;
-        symlink(format!("..{number}"), settings.join("..data_tmp"))?;
-        Ok(fs::rename(settings.join("..data_tmp"), settings.join("..data"))?)
-    };
-    project(1)?;
-    symlink("..data/value", settings.join("value"))?;
-    let given = here.path().join("given");
-    fs::write(&given, "old\n")?;
-    let run = Run::new(runtime, &["sleep", "100000"])
-        .flag("--mount")
-        .flag(bind(&settings, "/settings", "rbind:ro"))
-        .flag("--mount")
-        .flag(bind(&given, "/given", "rbind:ro"));
-    let task = Task::start(run.with_probe()?)?;
-    let watch = |name: &str, words: [&str; 3]| -> Result<Child> {
-        let fixed = ["task", "exec", "--exec-id", name, &task.id, PROBE, "events"];
-        let mut child = spawn(&[&fixed[..], &words].concat())?;
-        drop(child.stdin.take());
-        let out = child.stdout.as_mut().context("no stdout")?;
-        std::io::Read::read_exact(out, &mut [0; 6])?;
-        Ok(child)
-    };
-    let projected = watch("projected", ["/settings", "40000200..1", "/settings/value"])?;
-    project(2)?;
-    fs::remove_dir_all(settings.join("..1"))?;
-    let text = finish(projected)?.text(0)?;
-    let wanted = "40000100..2 100..data_tmp 40..data_tmp 80..data 40000200..1 value-1 value-2";
-    ensure!(text == wanted, "{text}");
-    ensure!(!settings.join("..1").exists() && settings.join("..2/value").exists());
-    let file = watch("file", ["/given", "8", "/given"])?;
-    fs::write(&given, "new\n")?;
-    let text = finish(file)?.text(0)?;
-    ensure!(text == "2 8 old new", "{text}");
-    Ok(())
-}
-
 fn add_mount(spec: &mut Value, mount: Value) {
     if let Some(mounts) = spec["mounts"].as_array_mut() {
         mounts.push(mount);
@@ -447,6 +397,20 @@ fn read_only_or_beneath_too(runtime: Runtime) -> Result<()> {
 pub struct Mounted(std::path::PathBuf);
 
 impl Mounted {
+    /// Mounts a file system in memory with `options`.
+    pub fn tmpfs_of(path: std::path::PathBuf, options: &str) -> Result<Self> {
+        use nix::mount::{MsFlags, mount};
+        mount(Some("shm"), &path, Some("tmpfs"), MsFlags::empty(), Some(options))?;
+        Ok(Self(path))
+    }
+
+    /// Mounts the folder `source` again.
+    pub fn bind(source: &std::path::Path, path: std::path::PathBuf) -> Result<Self> {
+        use nix::mount::{MsFlags, mount};
+        mount(Some(source), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(Self(path))
+    }
+
     /// Mounts a file system in memory whose mount hands on what is mounted beneath.
     pub fn tmpfs(path: std::path::PathBuf) -> Result<Self> {
         use nix::mount::{MsFlags, mount};
@@ -481,6 +445,13 @@ fn recursive_or_not(runtime: Runtime) -> Result<()> {
     let bound = BOUND.of(runtime)?;
     bound.says(RECURSIVE_OR_NOT, 0, "inner\n0")?;
     ensure!(bound.mounted.0.join("x").exists(), "what is written below is not on the host");
+    Ok(())
+}
+
+fn shared_memory(runtime: Runtime) -> Result<()> {
+    let bound = BOUND.of(runtime)?;
+    bound.says(SHARED_MEMORY, 0, "there\n20")?;
+    ensure!(fs::read_to_string(bound.memory.0.join("new"))? == "more\n");
     Ok(())
 }
 

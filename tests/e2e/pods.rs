@@ -72,7 +72,8 @@ pub static SET: Shared<(Pod, String)> = Shared::new(|runtime| {
     Ok((pod, id))
 });
 
-fn sleeping<'a>(name: &'a str) -> Inside<'a> {
+/// A container that does nothing.
+pub fn sleeping<'a>(name: &'a str) -> Inside<'a> {
     Inside { name, line: "sleep 1000", ..Inside::default() }
 }
 
@@ -240,7 +241,8 @@ fn ends(runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-fn memory(bytes: i64) -> Option<LinuxContainerResources> {
+/// A limit of memory.
+pub fn memory(bytes: i64) -> Option<LinuxContainerResources> {
     Some(LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() })
 }
 

@@ -1,13 +1,15 @@
 //! What a process is given: arguments, environment, identity, rights, limits.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use husk_tests::containerd::{Run, Runtime, probe_path};
+use husk_tests::processes::daemon;
 use husk_tests::task::Task;
 use serde_json::json;
 
 use crate::Case;
 use crate::files::DEFAULT;
 use crate::shared::{Part, Ran, Shared, ran, script};
+use crate::within;
 
 pub const CASES: &[Case] = &[
     ("process::arguments", arguments),
@@ -41,7 +43,7 @@ pub const CASES: &[Case] = &[
 
 const CAPABILITIES: Part = Part::new("capabilities", "grep Cap /proc/self/status");
 const NO_NEW_PRIVILEGES: Part = Part::new("no_new_privileges", "grep NoNewPrivs /proc/self/status");
-const LIMITS: Part = Part::new("limits", "/probe limits");
+const LIMITS: Part = Part::new("limits", "cat /proc/self/limits");
 const UMASK: Part = Part::new("umask", "umask; touch /made; stat -c %a /made");
 /// The shell looks by itself: how many of a pipeline's processes are there is chance.
 const IS_THE_FIRST: Part = Part::by_init("is_the_first", "echo $$; set -- /proc/[0-9]*; echo $#");
@@ -158,6 +160,8 @@ pub static SPECIFIED: Shared<Ran> = Shared::new(|runtime| {
                              "fileMode": 0o640, "uid": 5, "gid": 6 });
         spec["root"]["readonly"] = false.into();
         spec["linux"]["devices"] = json!([device]);
+        // Engines say it by the words with an r.
+        spec["linux"]["rootfsPropagation"] = "rshared".into();
         let capabilities = json!(["CAP_MKNOD"]);
         for set in ["bounding", "permitted", "effective"] {
             spec["process"]["capabilities"][set] = capabilities.clone();
@@ -295,7 +299,19 @@ fn no_new_privileges(runtime: Runtime) -> Result<()> {
 
 fn limits(runtime: Runtime) -> Result<()> {
     let text = LIMITS.text(&DEFAULT.of(runtime)?.ran, 0)?;
-    ensure!(text.starts_with("nofile 1024 1024\n"), "{text}");
+    // As lines of words: the columns' widths are the kernel's business.
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let inside = lines(&text);
+    ensure!(inside.contains(&"Max open files 1024 1024 files".to_owned()), "{text}");
+    // The others are not in the spec: they are containerd's, for a process that is added too.
+    let daemon = daemon().context("no containerd")?;
+    let wanted = lines(&std::fs::read_to_string(format!("/proc/{daemon}/limits"))?);
+    let added = lines(&within::SHARED.of(runtime)?.task.shell("cat /proc/self/limits")?);
+    for line in wanted.iter().filter(|line| !line.starts_with("Max open files")) {
+        ensure!(inside.contains(line) && added.contains(line), "{line}: {inside:?} {added:?}");
+    }
     Ok(())
 }
 

@@ -5,7 +5,9 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use husk_tests::containerd::{PROBE, Run, Runtime, spawn};
+use husk_tests::containerd::{PROBE, Run, Runtime, finish, probe_path, spawn};
+use husk_tests::processes::{all, words};
+use serde_json::Value;
 
 use crate::Case;
 use crate::endurance::number;
@@ -24,6 +26,8 @@ pub const CASES: &[Case] = &[
     ("stdio::kinds", kinds),
     ("stdio::into_nothing", into_nothing),
     ("stdio::into_a_file", into_a_file),
+    ("stdio::into_a_program", into_a_program),
+    ("stdio::into_a_program_that_ended", into_a_program_that_ended),
     ("stdio::closed_by_the_process", closed_by_the_process),
 ];
 
@@ -169,6 +173,74 @@ fn into_a_file(runtime: Runtime) -> Result<()> {
     Run::shell(runtime, line).flag("--log-uri").flag(uri).finish()?.text(5)?;
     let text = std::fs::read_to_string(path)?;
     ensure!(text == "out 1\nout 2\nout 3\nerror\n", "{text:?}");
+    Ok(())
+}
+
+/// Asks for the probe as a logger into a file of its own.
+struct Logged(tempfile::TempDir);
+
+impl Logged {
+    fn new() -> Result<Self> {
+        Ok(Self(tempfile::tempdir()?))
+    }
+
+    fn path(&self) -> String {
+        self.0.path().join("log").display().to_string()
+    }
+
+    fn uri(&self) -> Result<String> {
+        Ok(format!("binary://{}?log={}", probe_path()?, self.path()))
+    }
+
+    /// Returns who was logged, and the lines of each stream; the logger has ended by now.
+    fn read(&self) -> Result<(String, String, String)> {
+        let path = self.path();
+        let left = all()?.into_iter().find(|pid| words(*pid).contains(&path));
+        ensure!(left.is_none(), "the logger still runs");
+        let (mut whose, mut out, mut errors) = (String::new(), String::new(), String::new());
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+            let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+            match text("stream").as_str() {
+                "stdout" => out += &(text("log") + "\n"),
+                "stderr" => errors += &(text("log") + "\n"),
+                _ => whose = format!("{} of {}", text("id"), text("namespace")),
+            }
+        }
+        Ok((whose, out, errors))
+    }
+}
+
+fn into_a_program(runtime: Runtime) -> Result<()> {
+    let logged = Logged::new()?;
+    let line = "for n in $(seq 2000); do echo out $n; done; echo error >&2; exit 5";
+    let run = Run::shell(runtime, line).flag("--log-uri").flag(logged.uri()?);
+    run.finish()?.text(5)?;
+    let (whose, out, errors) = logged.read()?;
+    ensure!(whose == format!("{} of default", run.id), "{whose}");
+    ensure!(out.lines().count() == 2000 && out.ends_with("out 2000\n"), "{out}");
+    ensure!(errors == "error\n", "{errors}");
+    // As does a process that was added; its name is the id then.
+    let (logged, shared) = (Logged::new()?, within::SHARED.of(runtime)?);
+    let uri = logged.uri()?;
+    let line = "echo added; echo error >&2; exit 4";
+    let flags = ["task", "exec", "--exec-id", "logged", "--log-uri", &uri, &shared.task.id];
+    let mut child = spawn(&[&flags[..], &["sh", "-c", line]].concat())?;
+    drop(child.stdin.take());
+    finish(child)?.text(4)?;
+    let told = logged.read()?;
+    let expected = ("logged of default", "added\n", "error\n");
+    ensure!((told.0.as_str(), told.1.as_str(), told.2.as_str()) == expected, "{told:?}");
+    Ok(())
+}
+
+fn into_a_program_that_ended(runtime: Runtime) -> Result<()> {
+    // The container goes on, and what it writes breaks.
+    let line = "trap '' PIPE; sleep 1; echo lost || exit 9";
+    Run::shell(runtime, line).flag("--log-uri").flag("binary:///bin/true").finish()?.text(9)?;
+    let missing = Run::shell(runtime, "true").flag("--log-uri").flag("binary:///no/such");
+    let refused = missing.finish()?;
+    ensure!(refused.code != 0 && refused.stderr.contains("/no/such"), "{refused:?}");
     Ok(())
 }
 

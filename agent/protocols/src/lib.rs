@@ -12,6 +12,9 @@ pub const SHARE_PATH: &str = "/run/husk/share";
 /// The memory that the containers of a pod share, a tmpfs of the guest's.
 pub const SHARED_MEMORY_PATH: &str = "/run/husk/shm";
 
+/// Memory of the guest's that containers mount instead of the host's, each by its name in this folder.
+pub const MEMORY_VOLUMES_PATH: &str = "/run/husk/memory";
+
 /// As the path of a PID namespace: that of the sandbox's own container.
 pub const SANDBOX_PID_NAMESPACE: &str = "/run/husk/pid";
 

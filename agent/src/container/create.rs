@@ -10,7 +10,7 @@ use crate::container::lifecycle::Container;
 use crate::container::pids::SharedPids;
 use crate::container::spec;
 use crate::container::volumes::Volumes;
-use crate::container::{delete, devices, error};
+use crate::container::{delete, devices, error, limits};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
 use crate::process::{self, Process};
@@ -57,6 +57,9 @@ async fn make(
         SharedPids::Holder(_) => None,
     };
     let plan = spec::adapt(spec, container.cgroup(), streams.terminal, sandbox_pid)?;
+    if let Some(process) = plan.spec.process() {
+        limits::make_room(host, process);
+    }
     container.holds(volumes.hold(&plan.spec).await.tried("mount the volumes")?);
     let bundle = container.bundle();
     bundle.make().tried("make the bundle")?;

@@ -10,6 +10,7 @@ use crate::container::error::{self, ContainerError, Tried};
 use crate::container::execute::{Making, execute};
 use crate::container::helper::{Console, ExecRequest};
 use crate::container::lifecycle::Container;
+use crate::container::limits;
 use crate::container::spec::{self, SpecError};
 use crate::host::Host;
 use crate::init::reaper::Reaper;
@@ -47,6 +48,7 @@ async fn make(
     host: &Host,
     reaper: &Arc<Reaper>,
 ) -> Result<Arc<Process>, ContainerError> {
+    limits::make_room(host, &process);
     let owner = Uid::from_raw(process.user().uid());
     let (stdio, links) = process::open(host, streams, owner).tried("open the streams")?;
     // Two helpers may be at work in one bundle, so each has a directory.

@@ -21,6 +21,8 @@ pub mod exec;
 mod execute;
 pub mod helper;
 mod lifecycle;
+mod limits;
+pub mod memory;
 mod pids;
 pub mod spec;
 mod statistics;

@@ -78,11 +78,31 @@ async fn forward(
             Err(Errno::EINTR) => {}
             // Readiness is taken back before the next try, so what comes in between is seen by it.
             Err(Errno::EAGAIN) => match wait(pipe.get_ref(), socket.get_ref())? {
-                Wait::Source => pipe.readable().await?.clear_ready(),
+                Wait::Source => tokio::select! {
+                    ready = pipe.readable() => ready?.clear_ready(),
+                    hung_up = hung_up(socket) => return Err(hung_up),
+                },
                 Wait::Sink => socket.writable().await?.clear_ready(),
                 Wait::Neither => tokio::task::consume_budget().await,
             },
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until the host has closed its end, to which nothing can be sent any more. It never sends anything.
+async fn hung_up(socket: &AsyncFd<OwnedFd>) -> io::Error {
+    let mut sink = [0u8; 512];
+    loop {
+        match recv(socket.get_ref().as_raw_fd(), &mut sink, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Errno::EPIPE.into(),
+            Err(Errno::EAGAIN) => match socket.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(error) => return error,
+            },
+            Ok(_) => tokio::task::consume_budget().await,
+            Err(Errno::EINTR) => {}
+            Err(error) => return error.into(),
         }
     }
 }
@@ -104,5 +124,38 @@ pub async fn linger(socket: &AsyncFd<OwnedFd>) {
             Err(Errno::EINTR) => {}
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::OFlag;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::unistd::pipe2;
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_host_that_hangs_up_breaks_the_pipe_before_anything_is_written() {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).expect("pipe");
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        ours.set_nonblocking(true).expect("non-blocking");
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let socket = calls::watch(OwnedFd::from(ours), interest).expect("watched");
+        let _outlet = Outlet::start(reader, socket).expect("started");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(theirs);
+        let broken = async {
+            loop {
+                let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PollTimeout::ZERO).expect("polled");
+                if fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), broken).await.expect("broken");
     }
 }

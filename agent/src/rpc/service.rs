@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use husk_agent_protocols::agent::{
     AdjustClockRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, DiskUse,
     Empty, ExecProcessRequest, ExecProcessResponse, FilterRefusal, ForwardPortRequest, HostPort,
-    Interface, InterfaceUse, ListProcessesResponse, NetworkState, NftablesTable, ProcessEntry,
-    ProcessRequest, ReadClockResponse, RepeatChangesRequest, ResizeTerminalRequest,
+    Interface, InterfaceUse, ListProcessesResponse, MemoryVolume, NetworkState, NftablesTable,
+    ProcessEntry, ProcessRequest, ReadClockResponse, RepeatChangesRequest, ResizeTerminalRequest,
     ServeResolverRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
     StartSandboxRequest, StartSandboxResponse, StartShellRequest, StartShellResponse,
     StatContainerResponse, Streams, UpdateContainerRequest, UpdateNetworkResponse,
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, Result};
 
-use crate::container::{Container, ContainerError, Counters};
+use crate::container::{Container, ContainerError, Counters, Tried, memory};
 use crate::host::Address;
 use crate::machine::clock::{self, ClockChange};
 use crate::machine::{self, interfaces};
@@ -255,6 +255,22 @@ impl Agent for Service {
     ) -> Result<Empty> {
         self.started()?;
         self.sandbox.repeat_changes(request).await;
+        Ok(Empty::new())
+    }
+
+    async fn make_memory_volume(&self, _: &TtrpcContext, wanted: MemoryVolume) -> Result<Empty> {
+        self.started()?;
+        let volume = memory::MemoryVolume {
+            name: wanted.name,
+            mode: wanted.mode,
+            uid: wanted.uid,
+            gid: wanted.gid,
+            size: wanted.size,
+            files: wanted.files,
+            volume: wanted.volume,
+            folder: wanted.folder,
+        };
+        memory::make(&volume).tried("make memory for a volume")?;
         Ok(Empty::new())
     }
 

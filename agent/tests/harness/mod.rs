@@ -11,8 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use husk_agent_protocols::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest,
-    HostPort, NetworkState, ProcessRequest, SetProcessorsRequest, SignalProcessRequest,
-    StartSandboxRequest, StartShellRequest, Streams, UpdateNetworkResponse, WaitProcessResponse,
+    HostPort, MemoryVolume, NetworkState, ProcessRequest, SetProcessorsRequest,
+    SignalProcessRequest, StartSandboxRequest, StartShellRequest, Streams, UpdateNetworkResponse,
+    WaitProcessResponse,
 };
 use husk_agent_protocols::agent_ttrpc::AgentClient;
 use protobuf::MessageField;
@@ -337,6 +338,11 @@ impl Agent {
     pub async fn set_processors(&self, count: u32) -> Result<u32> {
         let request = SetProcessorsRequest { count, ..Default::default() };
         Ok(self.client.set_processors(context(), &request).await?.before)
+    }
+
+    pub async fn make_memory_volume(&self, volume: &MemoryVolume) -> Result<()> {
+        self.client.make_memory_volume(context(), volume).await?;
+        Ok(())
     }
 
     /// A connection to a port of the agent's loopback device.

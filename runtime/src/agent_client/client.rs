@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use husk_agent_protocols::agent::{
     AdjustClockRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest,
-    FilterRefusal, ForwardPortRequest, HostPort, ListProcessesResponse, NetworkState,
+    FilterRefusal, ForwardPortRequest, HostPort, ListProcessesResponse, MemoryVolume, NetworkState,
     ProcessRequest, RepeatChangesRequest, ResizeTerminalRequest, ServeResolverRequest,
     SetProcessorsRequest, SignalProcessRequest, StartSandboxRequest, StartSandboxResponse,
     StartShellRequest, StatContainerResponse, UpdateContainerRequest, WaitOutOfMemoryRequest,
@@ -195,6 +195,12 @@ impl AgentClient {
     /// Has the guest's kernel raise the events of changes on volumes.
     pub async fn repeat_changes(&self, request: &RepeatChangesRequest) -> Result<()> {
         self.awake(After::Unchanged, self.wire.repeat_changes(short(), request)).await?;
+        Ok(())
+    }
+
+    /// Makes memory of the guest's for a volume, unless it is there.
+    pub async fn make_memory_volume(&self, volume: &MemoryVolume) -> Result<()> {
+        self.awake(After::Going, self.wire.make_memory_volume(long(), volume)).await?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::changes;
 use super::control::Going;
 use super::exec::console_size;
 use super::hooks::{self, HostHooks, State};
+use super::lay_out::{LaidOut, lay_out, wire};
 use super::out_of_memory::OutOfMemory;
 use super::{
     Bounds, ContainerError, Exec, ExecRequest, Exit, HookError, MachineSize, Observer, Process,
@@ -21,11 +22,11 @@ use super::{
 };
 use crate::agent_client::{AgentClient, AgentError};
 use crate::apart::{Aside, HostMounts, Purpose, alongside_within};
-use crate::io::{StdioPaths, Streams};
+use crate::io::{Origin, StdioPaths, Streams};
 use crate::lock::lock;
 use crate::machine::Machine;
-use crate::resource::{ContainerShare, ResourceError, RootfsMount, Share, Volumes};
-use crate::spec::{GuestSpec, PlacedVolume, SpecError, translate};
+use crate::resource::{ContainerShare, MemoryVolume, ResourceError, RootfsMount, Share, Volumes};
+use crate::spec::{GuestSpec, SpecError};
 
 /// How often an exec'd process that was given up is looked for.
 const FORGETTING: u32 = 10;
@@ -68,13 +69,16 @@ pub struct Follower {
     pub size: Arc<MachineSize>,
     /// How long the guest may take for what it must not hold up.
     pub bounds: Bounds,
+    /// containerd's namespace.
+    namespace: String,
     pub(super) sandbox_id: String,
 }
 
 impl Follower {
-    /// For the machine and the agent of the sandbox `id`, which are as `plan` says.
+    /// For the machine and the agent of the sandbox `id` in containerd's `namespace`, which are as `plan`
+    /// says.
     pub fn new(
-        id: &str,
+        (namespace, id): (&str, &str),
         machine: Arc<Machine>,
         agent: AgentClient,
         observer: Arc<dyn Observer>,
@@ -93,12 +97,21 @@ impl Follower {
             going: Going::default(),
             mounts,
             bounds: Bounds::default(),
+            namespace: namespace.to_owned(),
             sandbox_id: id.to_owned(),
         }
     }
 
-    async fn open(&self, stdio: &StdioPaths) -> Result<Streams, ContainerError> {
-        Ok(Streams::open(stdio, &self.machine).await?)
+    /// Opens the streams of the process `id`, a container or one added to it.
+    pub(crate) async fn open(
+        &self,
+        stdio: &StdioPaths,
+        id: &str,
+        bundle: &Path,
+    ) -> Result<Streams, ContainerError> {
+        let (namespace, mounts, log) = (self.namespace.as_str(), &self.mounts, &self.log);
+        let origin = Origin { namespace, id, bundle, mounts, log };
+        Ok(Streams::open(stdio, &self.machine, origin).await?)
     }
 
     /// An answer of the agent's, or why there is none.
@@ -168,7 +181,8 @@ impl Container {
         let laid_out = alongside_within(Purpose::Open, limit, move || {
             lay_out(request, is_sandbox, &share, &volumes)
         });
-        let (request, guest, files) = laid_out.await.map_err(ResourceError::Thread)??;
+        let LaidOut { request, guest, files, memory } =
+            laid_out.await.map_err(ResourceError::Thread)??;
         let files = Aside::new(files);
         let state = State {
             oci_version: guest.spec.version().clone(),
@@ -178,14 +192,15 @@ impl Container {
             bundle: request.bundle.clone(),
             annotations: guest.spec.annotations().clone().unwrap_or_default(),
         };
-        let (init, killer) = match create_in_guest(&request, &guest, &state, &follower).await {
-            Ok(made) => made,
-            Err(error) => {
-                // Unmounted before anybody hears of the failure, and removes what is below.
-                unmount(files, &request.id, &follower).await;
-                return Err(error);
-            }
-        };
+        let (init, killer) =
+            match create_in_guest(&request, &guest, memory, &state, &follower).await {
+                Ok(made) => made,
+                Err(error) => {
+                    // Unmounted before anybody hears of the failure, and removes what is below.
+                    unmount(files, &request.id, &follower).await;
+                    return Err(error);
+                }
+            };
         changes::tell(changes, &follower.agent);
         Ok(Self {
             id: request.id,
@@ -268,7 +283,7 @@ impl Container {
             let status = process.status().name();
             return Err(ContainerError::Status { action: "start", status });
         }
-        let streams = self.follower.open(&exec.request.stdio).await?;
+        let streams = self.follower.open(&exec.request.stdio, exec_id, &self.bundle).await?;
         let mut call = ExecProcessRequest::new();
         call.container_id.clone_from(&self.id);
         exec_id.clone_into(&mut call.exec_id);
@@ -395,10 +410,11 @@ impl Container {
 async fn create_in_guest(
     request: &CreateRequest,
     guest: &GuestSpec,
+    memory: Vec<MemoryVolume>,
     state: &State,
     follower: &Follower,
 ) -> Result<(Arc<Process>, Arc<OutOfMemory>), ContainerError> {
-    let streams = follower.open(&request.stdio).await?;
+    let streams = follower.open(&request.stdio, &request.id, &request.bundle).await?;
     let mut call = CreateContainerRequest::new();
     call.container_id.clone_from(&request.id);
     call.spec = serde_json::to_vec(&guest.spec).map_err(SpecError::Json)?;
@@ -407,6 +423,9 @@ async fn create_in_guest(
     (ends.rows, ends.columns) = process.map(console_size).unwrap_or_default();
     call.streams = Some(ends).into();
     hooks::run(&guest.hooks.create, state, &follower.mounts).await?;
+    for volume in memory {
+        follower.explained(follower.agent.make_memory_volume(&wire(volume)).await)?;
+    }
     follower.explained(follower.agent.create_container(&call).await)?;
     let killer = OutOfMemory::new(&request.id, state.pid, &follower.observer);
     killer.watch(follower.agent.clone());
@@ -447,37 +466,6 @@ async fn forget_exec(follower: Follower, container: String, exec: String) {
         }
     }
     let _ = agent.delete_process(&container, &exec).await;
-}
-
-/// Translates the spec and lays out what it names in the shared folder.
-fn lay_out(
-    request: CreateRequest,
-    is_sandbox: bool,
-    share: &Arc<Share>,
-    volumes: &Volumes,
-) -> Result<(CreateRequest, GuestSpec, ContainerShare), ContainerError> {
-    let CreateRequest { id, bundle, spec, rootfs, .. } = &request;
-    let mut guest = translate(spec.clone(), id, bundle, |path| volumes.kind(path))?;
-    // The sandbox's own container has had them set when the sandbox started.
-    if !is_sandbox {
-        guest.refuse_sandbox_sysctls()?;
-    }
-    let mounted = [RootfsMount {
-        kind: "bind".to_owned(),
-        source: guest.root.to_string_lossy().into_owned(),
-        options: vec!["rbind".to_owned()],
-        ..RootfsMount::default()
-    }];
-    let rootfs = if rootfs.is_empty() { &mounted } else { rootfs.as_slice() };
-    let taken = guest.volumes.iter().map(|(_, volume)| volumes.take(volume));
-    let taken = taken.collect::<Result<Vec<_>, _>>()?;
-    guest.place_volumes(taken.iter().map(|volume| PlacedVolume {
-        name: volume.name(),
-        read_only_by_host: volume.read_only_by_host(),
-        procfs: volume.procfs(),
-    }));
-    let files = ContainerShare::create(share, id, rootfs, taken)?;
-    Ok((request, guest, files))
 }
 
 /// Names become folders on both sides.

@@ -21,6 +21,7 @@ mod control;
 mod error;
 mod exec;
 mod hooks;
+mod lay_out;
 mod out_of_memory;
 mod process;
 mod size;

@@ -256,6 +256,7 @@ impl Process {
         let streams = lock(&self.streams).take();
         if let Some(streams) = streams {
             streams.finished().await;
+            streams.end_logger().await;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -87,16 +87,20 @@ pub async fn delivered(
 /// Guest to host, until the guest closes.
 ///
 /// If the sink fails, the rest is read and dropped: the process must neither block nor be killed
-/// for it, and counts as delivered what nobody can take.
+/// for it, and counts as delivered what nobody can take. With a logger the process's stream breaks instead.
 pub(super) async fn copy_out(stream: UnixStream, sink: Sink, progress: watch::Sender<Progress>) {
     let mut sink = Some(sink);
-    while let Some(bytes) = read(&stream).await {
+    while let Some(bytes) = read_for(sink.as_ref(), &stream).await {
         let mut left = bytes.as_slice();
         while !left.is_empty() {
             let written = match &mut sink {
                 None => left.len(),
                 Some(open) => match write(open, left, &progress).await {
                     Ok(written) => written,
+                    Err(_) if matches!(open, Sink::Logger(_)) => {
+                        progress.send_modify(|progress| progress.done = true);
+                        return;
+                    }
                     Err(_) => {
                         sink = None;
                         continue;
@@ -137,6 +141,16 @@ pub(super) async fn copy_in(fifo: pipe::Receiver, mut stream: UnixStream) {
     let _ = read(&stream).await;
 }
 
+/// Reads for a sink; nothing more comes for a logger that has ended.
+async fn read_for(sink: Option<&Sink>, stream: &UnixStream) -> Option<Vec<u8>> {
+    let Some(Sink::Logger(pipe)) = sink else { return read(stream).await };
+    tokio::select! {
+        biased;
+        _ = pipe.ready(Interest::ERROR) => None,
+        bytes = read(stream) => bytes,
+    }
+}
+
 /// Returns the next bytes; `None` at the end. There is no buffer while a stream is silent, as most are.
 async fn read(stream: &UnixStream) -> Option<Vec<u8>> {
     loop {
@@ -163,7 +177,7 @@ async fn write(
             let (file, bytes) = (file.try_clone()?, bytes.to_vec());
             alongside(Purpose::Write, move || (&file).write(&bytes)).await?
         }
-        Sink::Fifo(fifo) => loop {
+        Sink::Fifo(fifo) | Sink::Logger(fifo) => loop {
             match fifo.try_write(bytes) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 result => return result,
@@ -326,6 +340,29 @@ mod tests {
         guest.write_all(&pattern(1 << 20)).await.unwrap();
         drop(guest);
         assert!(delivered(&mut progress, 1 << 20, PATIENCE).await);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_logger_breaks_the_stream() {
+        for writes in [false, true] {
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let sink = Sink::Logger(pipe::Sender::from_owned_fd(writer).unwrap());
+            let (host, mut guest) = UnixStream::pair().unwrap();
+            let (sender, mut progress) = watch::channel(Progress::default());
+            tokio::spawn(copy_out(host, sink, sender));
+            guest.write_all(b"one").await.unwrap();
+            assert!(delivered(&mut progress, 3, PATIENCE).await);
+            drop(reader);
+            if writes {
+                let _ = guest.write_all(b"two").await;
+            }
+            let mut end = [0];
+            let end = tokio::io::AsyncReadExt::read(&mut guest, &mut end);
+            // What was written meanwhile is lost with it, which the socket says too.
+            let end = timeout(PATIENCE.reader, end).await.unwrap();
+            assert!(end.is_ok_and(|length| length == 0) || writes);
+            assert!(!delivered(&mut progress, u64::MAX, PATIENCE).await);
+        }
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Where containerd wants a stream: a FIFO, or a file.
+//! Where containerd wants a stream: a FIFO, a file, or a program.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use tokio::net::unix::pipe;
 
+use super::logger::{LoggerError, LoggerProgram};
 use crate::apart::{Aside, opened};
 
 /// One end of a process's stream, as containerd names it.
@@ -19,17 +20,28 @@ pub enum Location {
     Path(PathBuf),
     /// A file to append to, made if it is not there (`file:///…`).
     File(PathBuf),
+    /// A program that takes standard output and standard error (`binary:///…`).
+    Program(LoggerProgram),
 }
 
 /// Why a stream's location cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocationError {
     /// A kind that is not served.
-    #[error("streams of kind `{scheme}:` are not supported yet: use a FIFO or `file://`")]
+    #[error(
+        "streams of kind `{scheme}:` are not supported: use a FIFO, `file:///PATH` or \
+         `binary:///PROGRAM`"
+    )]
     Scheme {
         /// What stands before the colon.
         scheme: String,
     },
+    /// A logger is named for a stream that it cannot have alone.
+    #[error("cannot log this stream by a program alone: name the `binary://` for standard output")]
+    Alone,
+    /// The logger does not take the stream.
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
     /// It cannot be opened.
     #[error("cannot open {path}")]
     Open {
@@ -46,6 +58,8 @@ pub enum LocationError {
 pub(super) enum Sink {
     Fifo(pipe::Sender),
     File(Aside<File>),
+    /// A pipe to a logger: without it the process's own stream is broken.
+    Logger(pipe::Sender),
 }
 
 /// Where input comes from: the reading end, and the writing end that keeps it open.
@@ -68,6 +82,9 @@ impl Location {
         match scheme {
             "fifo" => Ok(Self::Path(path.into())),
             "file" => Ok(Self::File(path.into())),
+            "binary" => LoggerProgram::parse(rest)
+                .map(Self::Program)
+                .ok_or_else(|| LocationError::Scheme { scheme: text.to_owned() }),
             _ => Err(LocationError::Scheme { scheme: scheme.to_owned() }),
         }
     }
@@ -78,6 +95,7 @@ impl Location {
             Self::None => return Ok(None),
             Self::Path(path) => (path.clone(), false),
             Self::File(path) => (path.clone(), true),
+            Self::Program(_) => return Err(LocationError::Alone),
         };
         let opened = match (!make).then(|| open_cached_fifo(&path)).flatten() {
             Some(fifo) => Ok((fifo, true)),
@@ -100,6 +118,7 @@ impl Location {
             Self::Path(path) if path == Path::new("/dev/null") => return Ok(None),
             Self::Path(path) => path.clone(),
             Self::File(_) => return Err(LocationError::Scheme { scheme: "file".to_owned() }),
+            Self::Program(_) => return Err(LocationError::Scheme { scheme: "binary".to_owned() }),
         };
         let opening = path.clone();
         let source = opened(move || open_input(&opening)).await.and_then(|(reading, writing)| {
@@ -170,8 +189,11 @@ mod tests {
         assert_eq!(path("/run/x/stdin"), Location::Path("/run/x/stdin".into()));
         assert_eq!(path("fifo:///run/x"), Location::Path("/run/x".into()));
         assert_eq!(path("file:///var/log/x?maxsize=5"), Location::File("/var/log/x".into()));
-        let error = Location::parse("binary:///usr/bin/logger?id=1").unwrap_err();
-        assert!(error.to_string().contains("`binary:`"), "{error}");
+        assert!(matches!(path("binary:///usr/bin/logger?id=1"), Location::Program(_)));
+        for odd in ["unix:///run/x", "binary://logger"] {
+            let error = Location::parse(odd).unwrap_err();
+            assert!(error.to_string().contains("are not supported"), "{error}");
+        }
     }
 
     #[tokio::test]

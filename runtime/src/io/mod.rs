@@ -7,13 +7,17 @@
 //! How FIFOs are opened, so that no open ever waits and no end is seen too early:
 //! - output: read-write. The FIFO then never reports a missing reader, and a reader that comes late
 //!   or comes again finds what was written; it sees the end when we close.
+//! - a logger's: a pipe of our own. If the logger ends, the process's own stream breaks, as it would if the
+//!   process had the pipe itself.
 //! - input: read-only and non-blocking, plus a writing end that we hold until `CloseIO`. So the end
 //!   comes only after both `CloseIO` and the last writer's close, whatever their order.
 
 mod copier;
 mod location;
+mod logger;
 mod streams;
 
 pub use copier::{Patience, Progress, delivered};
 pub use location::{Location, LocationError};
+pub use logger::{LoggerError, LoggerProgram, Origin};
 pub use streams::{StdioPaths, Streams, StreamsError};

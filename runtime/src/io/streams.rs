@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::copier::{Patience, Progress, delivered};
 use super::copier::{copy_in, copy_out};
 use super::location::{Location, LocationError, Sink, Source};
+use super::logger::{Logger, Origin};
 use crate::lock::lock;
 use crate::machine::{Machine, MachineError, StreamAddress};
 
@@ -65,19 +66,22 @@ pub struct Streams {
     stdout: watch::Receiver<Progress>,
     stderr: watch::Receiver<Progress>,
     copiers: Vec<JoinHandle<()>>,
+    /// Takes both streams of output; `None` if they go elsewhere.
+    logger: Option<Logger>,
 }
 
 impl Streams {
-    /// Opens the FIFOs and listens on a port of its own for each; copying begins when the agent
-    /// connects.
-    pub async fn open(paths: &StdioPaths, machine: &Arc<Machine>) -> Result<Self, StreamsError> {
+    /// Opens the FIFOs, or starts the logger, and listens on a port of its own for each stream; copying
+    /// begins when the agent connects.
+    pub async fn open(
+        paths: &StdioPaths,
+        machine: &Arc<Machine>,
+        origin: Origin<'_>,
+    ) -> Result<Self, StreamsError> {
         let located = |stream| move |source| StreamsError::Location { stream, source };
-        let stderr = if paths.terminal { "" } else { &paths.stderr };
-        let (stdin, stdout, stderr) =
-            tokio::join!(open_source(&paths.stdin), open_sink(&paths.stdout), open_sink(stderr));
+        let (stdin, output) = tokio::join!(open_source(&paths.stdin), Output::open(paths, origin));
         let stdin = stdin.map_err(located("input"))?;
-        let stdout = stdout.map_err(located("output"))?;
-        let stderr = stderr.map_err(located("error"))?;
+        let Output { stdout, stderr, logger } = output?;
         let mut streams = Self {
             machine: Arc::clone(machine),
             ends: [None; 3],
@@ -86,6 +90,7 @@ impl Streams {
             stdout: watch::channel(Progress::default()).1,
             stderr: watch::channel(Progress::default()).1,
             copiers: Vec::new(),
+            logger,
         };
         let (input, output, errors) = tokio::join!(
             listen(machine, stdin.is_some()),
@@ -150,6 +155,15 @@ impl Streams {
         );
     }
 
+    /// Closes what is still open of the output, and sees the logger to its end, if there is one.
+    pub async fn end_logger(&self) {
+        let Some(logger) = &self.logger else { return };
+        for copier in &self.copiers {
+            copier.abort();
+        }
+        logger.end().await;
+    }
+
     fn copy(
         &mut self,
         sink: Option<Sink>,
@@ -183,6 +197,37 @@ impl Drop for Streams {
 
 async fn open_source(text: &str) -> Result<Option<Source>, LocationError> {
     Location::parse(text)?.open_source().await
+}
+
+/// Where the output of a process goes.
+struct Output {
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+    logger: Option<Logger>,
+}
+
+impl Output {
+    /// A logger of standard output takes standard error as well, as with containerd's own shim.
+    async fn open(paths: &StdioPaths, origin: Origin<'_>) -> Result<Self, StreamsError> {
+        let located = |stream| move |source| StreamsError::Location { stream, source };
+        let place = Location::parse(&paths.stdout).map_err(located("output"))?;
+        if let Location::Program(program) = place {
+            let started = program.start(origin).await.map_err(LocationError::from);
+            let (logger, [stdout, stderr]) = started.map_err(located("output"))?;
+            if paths.terminal {
+                // What cannot be written must not hold up the terminal.
+                let (stdout, stderr) = (Some(Sink::Fifo(stdout)), None);
+                return Ok(Self { stdout, stderr, logger: Some(logger) });
+            }
+            let [stdout, stderr] = [stdout, stderr].map(|pipe| Some(Sink::Logger(pipe)));
+            return Ok(Self { stdout, stderr, logger: Some(logger) });
+        }
+        let stderr = if paths.terminal { "" } else { &paths.stderr };
+        let (stdout, stderr) = tokio::join!(place.open_sink(), open_sink(stderr));
+        let stdout = stdout.map_err(located("output"))?;
+        let stderr = stderr.map_err(located("error"))?;
+        Ok(Self { stdout, stderr, logger: None })
+    }
 }
 
 async fn open_sink(text: &str) -> Result<Option<Sink>, LocationError> {

@@ -13,6 +13,8 @@ pub(super) struct MountTable(HashMap<u64, Entry>);
 #[derive(Debug)]
 struct Entry {
     parent: u64,
+    /// The folder of the file system that is mounted.
+    root: PathBuf,
     point: PathBuf,
     line: Vec<u8>,
 }
@@ -31,6 +33,14 @@ impl MountTable {
     /// The line of a mount; `None` if it is in no folder of this namespace.
     pub(super) fn at(&self, mount: u64) -> Option<Vec<u8>> {
         self.0.get(&mount).map(|entry| entry.line.clone())
+    }
+
+    /// The path within its file system of `path`, which lies on `mount`.
+    pub(super) fn within(&self, mount: u64, path: &Path) -> Option<PathBuf> {
+        let Entry { root, point, .. } = self.0.get(&mount)?;
+        // Not joined with nothing, which would end in a slash.
+        let rest = path.strip_prefix(point).ok()?;
+        Some(root.iter().chain(rest).collect())
     }
 
     /// The lines of the mounts beneath the folder `path`, which lies on `mount`, in a steady order.
@@ -78,8 +88,8 @@ impl Entry {
         let mut fields = line.split(|&byte| byte == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
         let (id, parent) = (number()?, number()?);
-        let point = fields.nth(2)?;
-        Some((id, Self { parent, point: unescaped(point), line: line.to_vec() }))
+        let (root, point) = (unescaped(fields.nth(1)?), unescaped(fields.next()?));
+        Some((id, Self { parent, root, point, line: line.to_vec() }))
     }
 
     /// Whether it is a procfs, and not a part of one.
@@ -111,7 +121,7 @@ mod tests {
 
     #[test]
     fn mounts_beneath_a_folder() {
-        let text = b"1 0 0:1 / / rw - ext4 /dev/a rw\n\
+        let text = b"1 0 0:1 /sub / rw - ext4 /dev/a rw\n\
             2 1 0:2 / /a\\040b rw shared:3 - tmpfs x rw\n\
             3 2 0:3 / /a\\040b/c rw - tmpfs y rw\n\
             4 1 0:4 / /a\\040bc rw - tmpfs z rw\n\
@@ -127,6 +137,9 @@ mod tests {
         assert!(lines(3, "/a b/c").is_empty());
         assert_eq!(table.at(4).unwrap(), b"4 1 0:4 / /a\\040bc rw - tmpfs z rw");
         assert_eq!(table.at(9), None);
+        assert_eq!(table.within(1, Path::new("/x/y")).unwrap(), Path::new("/sub/x/y"));
+        assert_eq!(table.within(2, Path::new("/a b")).unwrap(), Path::new("/"));
+        assert_eq!(table.within(2, Path::new("/elsewhere")), None);
     }
 
     #[test]

@@ -157,7 +157,7 @@ fn is_shown(source: &OwnedFd, at: &Path, mount: u64) -> bool {
 }
 
 /// The path of an open file without links.
-fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
+pub(super) fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))
 }
 

@@ -9,9 +9,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
+use husk_agent_protocols::MEMORY_VOLUMES_PATH;
 use nix::mount::MsFlags;
+use oci_spec::runtime::Spec;
 
 use super::changes::{Changes, Watched, is_watched};
+use super::guest_memory::{self, GuestMemory, MemoryVolume, is_bind};
 use super::share::Point;
 use super::sources::{Identity, Opened};
 use super::{MountOptions, ResourceError, Share, Volume, VolumeKind, volume};
@@ -27,6 +30,7 @@ pub struct Volumes {
     _folder: Point,
     held: Mutex<Held>,
     changes: Arc<Changes>,
+    memory: GuestMemory,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +93,7 @@ impl Volumes {
             _folder: folder,
             held: Mutex::default(),
             changes: Arc::default(),
+            memory: GuestMemory::default(),
         })
     }
 
@@ -100,6 +105,25 @@ impl Volumes {
     /// Says what a source is, following links.
     pub fn kind(&self, source: &Path) -> io::Result<VolumeKind> {
         self.share.sources().kind(source)
+    }
+
+    /// Takes the folders out of the spec of container `id` that are to be memory of the guest's, and returns
+    /// them; their mounts name the guest's then.
+    pub fn take_memory(&self, spec: &mut Spec, id: &str, alone: bool) -> Vec<MemoryVolume> {
+        let host = self.share.sources().host();
+        let mut taken = Vec::new();
+        for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| is_bind(mount)) {
+            let Some(source) = mount.source().clone() else { continue };
+            // One that cannot be looked at is bound as it is, which says why.
+            if let Ok(Some(memory)) = self.memory.of(host, &source) {
+                mount.set_source(Some(Path::new(MEMORY_VOLUMES_PATH).join(&memory.name)));
+                taken.push(memory);
+            }
+        }
+        if alone {
+            guest_memory::lay_out_shared_memory(spec, id, host);
+        }
+        taken
     }
 
     /// The volume, mounted now or by another container before.

@@ -270,7 +270,7 @@ impl Sandbox {
         match made {
             Ok((agent, files)) => {
                 let follower = Follower::new(
-                    &request.id,
+                    (&request.namespace, &request.id),
                     Arc::clone(&machine),
                     agent,
                     observer,

@@ -432,7 +432,7 @@ pub(crate) async fn stage() -> Stage {
     server.start().await.unwrap();
     let heard = Arc::new(Heard::default());
     let follower = Follower::new(
-        "c",
+        ("ns", "c"),
         Arc::new(machine),
         AgentClient::new(host),
         Arc::clone(&heard) as Arc<dyn Observer>,

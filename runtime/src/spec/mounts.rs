@@ -3,13 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use husk_agent_protocols::SHARED_MEMORY_PATH;
+use husk_agent_protocols::{MEMORY_VOLUMES_PATH, SHARED_MEMORY_PATH};
 use oci_spec::runtime::Mount;
 
 use super::Membership;
 use super::error::{SpecError, refused};
 use super::translate::some;
-use crate::resource::{Volume, VolumeKind};
+use crate::resource::{Volume, VolumeKind, is_bind, is_shared_memory};
 
 /// File systems that the guest's kernel makes itself.
 const GUEST_KINDS: [&str; 8] =
@@ -29,10 +29,12 @@ const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=
 /// What a procfs of the guest's gets that is in the place of one of the host's.
 const PROCFS_OPTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
-/// Translates the list in place and returns what has to be bound, with its number in the list.
+/// Translates the list in place and returns what has to be bound, with its number in the list. `sandbox` is
+/// the id of the container's sandbox.
 pub(super) fn translate(
     mounts: &mut [Mount],
     membership: Membership,
+    sandbox: &str,
     look: impl Fn(&Path) -> io::Result<VolumeKind>,
 ) -> Result<Vec<(usize, Volume)>, SpecError> {
     let mut volumes = Vec::new();
@@ -54,7 +56,14 @@ pub(super) fn translate(
             };
             continue;
         }
-        if mount.destination() == Path::new("/dev/shm") {
+        if mount.source().iter().any(|source| source.starts_with(MEMORY_VOLUMES_PATH)) {
+            // A folder of the host's that has become memory of the guest's.
+            let options = mount.options().clone().unwrap_or_default();
+            mount.set_typ(Some("bind".to_owned()));
+            mount.set_options(Some(options.into_iter().filter_map(for_guest).collect()));
+            continue;
+        }
+        if mount.destination() == Path::new("/dev/shm") && is_engines(mount, membership, sandbox) {
             // Memory of the host's cannot be shared with processes in another kernel.
             if membership != Membership::Alone {
                 mount.set_source(Some(SHARED_MEMORY_PATH.into()));
@@ -92,9 +101,12 @@ pub(super) fn own_procfs(mount: &Mount, places: &[PathBuf]) -> Vec<Mount> {
     places.iter().map(own).collect()
 }
 
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+/// Whether a bind on `/dev/shm` is what the engine has laid out for the sandbox, and not a volume.
+fn is_engines(mount: &Mount, membership: Membership, sandbox: &str) -> bool {
+    let is_host = |source: &Path| source == Path::new("/dev/shm");
+    let source = mount.source().as_deref();
+    membership == Membership::Sandbox
+        || source.is_some_and(|source| is_host(source) || is_shared_memory(source, sandbox))
 }
 
 /// The volume behind a bind; none if it is a device of the guest's.

@@ -8,6 +8,7 @@ use husk_agent_protocols::SHARE_PATH;
 use oci_spec::runtime::{Hook, Hooks, Spec};
 
 use super::error::{SpecError, refuse_if, refused};
+use super::membership::sandbox_of;
 use super::{Membership, linux, mounts, process};
 use crate::container::HostHooks;
 use crate::resource::{VOLUMES, Volume, VolumeKind};
@@ -27,9 +28,11 @@ pub struct GuestSpec {
     pub root: PathBuf,
 }
 
-fn membership(spec: &Spec, id: &str) -> Membership {
-    let annotations = spec.annotations().clone().unwrap_or_default();
-    Membership::of(id, &annotations.into_iter().collect())
+/// Returns what the container is to its sandbox, and that one's id.
+fn membership(spec: &Spec, id: &str) -> (Membership, String) {
+    let annotations = spec.annotations().clone().unwrap_or_default().into_iter().collect();
+    let sandbox = sandbox_of(&annotations).unwrap_or(id).to_owned();
+    (Membership::of(id, &annotations), sandbox)
 }
 
 /// Translates the spec of container `id`, whose bundle is the folder `bundle`. `look` says what a path
@@ -56,17 +59,17 @@ pub fn translate(
     spec.set_root(Some(guest_root));
     let mut hooks = HostHooks::default();
     if let Some(all) = spec.hooks().clone() {
-        let (host, guest) = split_hooks(all, &Path::new(SHARE_PATH).join(id).join("rootfs"));
+        let (host, guest) = split_hooks(all, &Path::new(SHARE_PATH).join(id).join("rootfs"))?;
         hooks = host;
         spec.set_hooks(guest);
     }
     let mut init = spec.process().clone().ok_or(SpecError::Missing("process"))?;
     process::translate_process(&mut init, "process")?;
     spec.set_process(Some(init));
-    let membership = membership(&spec, id);
+    let (membership, sandbox) = membership(&spec, id);
     let mut volumes = Vec::new();
     if let Some(list) = spec.mounts_mut() {
-        volumes = mounts::translate(list, membership, look)?;
+        volumes = mounts::translate(list, membership, &sandbox, look)?;
     }
     let mut settings = match spec.linux().clone() {
         Some(settings) => settings,
@@ -132,12 +135,13 @@ pub(super) fn some<T>(list: &Option<Vec<T>>) -> bool {
 /// Splits the hooks: those that run on the host, and those that the guest runs, in the container's
 /// namespaces. A program that is to prepare those is looked for in the container's root file system:
 /// the host's programs are out of the guest's reach.
-fn split_hooks(all: Hooks, guest_root: &Path) -> (HostHooks, Option<Hooks>) {
+fn split_hooks(all: Hooks, guest_root: &Path) -> Result<(HostHooks, Option<Hooks>), SpecError> {
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
     // `prestart` is deprecated but what Docker still sends.
     #[allow(deprecated)]
     let mut create = list(all.prestart());
     create.extend(list(all.create_runtime()));
+    refuse_graphics(&create)?;
     let host = HostHooks { create, started: list(all.poststart()), stopped: list(all.poststop()) };
     let mut inside = list(all.create_container());
     for hook in &mut inside {
@@ -146,11 +150,28 @@ fn split_hooks(all: Hooks, guest_root: &Path) -> (HostHooks, Option<Hooks>) {
     }
     let starting = list(all.start_container());
     if inside.is_empty() && starting.is_empty() {
-        return (host, None);
+        return Ok((host, None));
     }
     let mut guest = Hooks::default();
     guest.set_create_container(Some(inside)).set_start_container(Some(starting));
-    (host, Some(guest))
+    Ok((host, Some(guest)))
+}
+
+/// Refuses the hooks by which `docker run --gpus` and others give a container the host's graphics processors:
+/// they look for the container's mounts on the host.
+fn refuse_graphics(hooks: &[Hook]) -> Result<(), SpecError> {
+    let hook = hooks.iter().find(|hook| {
+        let name = hook.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        name.is_some_and(|name| name.starts_with("nvidia-container-"))
+    });
+    match hook {
+        None => Ok(()),
+        Some(hook) => {
+            let reason = "the host's graphics processors are out of the guest's reach; run it without \
+                          `--gpus`, or with another runtime";
+            Err(refused(format!("the hook {}", hook.path().display()), reason))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -161,7 +182,7 @@ mod tests {
     fn look(path: &Path) -> io::Result<VolumeKind> {
         match path.to_str().unwrap() {
             "/host/folder" => Ok(VolumeKind::Folder),
-            "/host/file" | "/run/shm-of-pod" => Ok(VolumeKind::File),
+            "/host/file" | "/run/pod/shm" => Ok(VolumeKind::File),
             "/host/socket" => Ok(VolumeKind::Endpoint),
             "/dev/null" | "/dev/sda" => Ok(VolumeKind::Device),
             _ => Err(io::ErrorKind::NotFound.into()),
@@ -213,7 +234,10 @@ mod tests {
     #[test]
     fn what_belongs_to_the_process_is_passed_on() {
         let (spec, guest) = run(base()).unwrap();
-        assert_eq!(spec["process"], base()["process"]);
+        let mut process = spec["process"].clone();
+        // What is not named comes after.
+        process["rlimits"].as_array_mut().unwrap().truncate(1);
+        assert_eq!(process, base()["process"]);
         assert_eq!(spec["hostname"], "h");
         assert_eq!(spec["root"], json!({"path": "/run/husk/share/c1/rootfs", "readonly": true}));
         assert_eq!(guest.root, Path::new("/bundle/rootfs"));
@@ -272,7 +296,7 @@ mod tests {
             {"type": "pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}, {"type": "mount"},
         ]);
         spec["mounts"] = json!([
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/pod/shm",
              "options": ["rbind", "ro"]},
         ]);
         let (member, _) = run(spec.clone()).unwrap();
@@ -346,12 +370,48 @@ mod tests {
     #[test]
     fn shared_memory_is_the_guests_own() {
         let mounts = json!([
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm-of-pod",
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm",
              "options": ["rbind", "ro"]},
         ]);
         let (spec, guest) = run(with("/mounts", mounts)).unwrap();
         assert_eq!(spec["mounts"][0]["type"], "tmpfs");
         assert!(guest.volumes.is_empty());
+    }
+
+    #[test]
+    fn a_volume_on_shared_memory_is_that_volume() {
+        let volume = json!({"destination": "/dev/shm", "type": "bind", "source": "/host/folder"});
+        let member = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "pod",
+        });
+        for annotations in [json!({}), member] {
+            let mut spec = with("/mounts", json!([volume]));
+            spec["annotations"] = annotations;
+            let (spec, guest) = run(spec).unwrap();
+            assert_eq!(spec["mounts"][0]["type"], "bind");
+            assert_eq!(guest.volumes[0].1.source, Path::new("/host/folder"));
+        }
+    }
+
+    #[test]
+    fn a_volume_that_has_become_the_guests_is_bound_there() {
+        let mounts = json!([{"destination": "/dev/shm", "type": "none",
+            "source": "/run/husk/memory/3", "options": ["rbind", "rro"]}]);
+        let (spec, guest) = run(with("/mounts", mounts)).unwrap();
+        let bound = json!({"destination": "/dev/shm", "type": "bind",
+            "source": "/run/husk/memory/3", "options": ["rbind", "ro"]});
+        assert_eq!(spec["mounts"][0], bound);
+        assert!(guest.volumes.is_empty());
+    }
+
+    #[test]
+    fn graphics_processors_are_refused_by_name() {
+        for kind in ["prestart", "createRuntime"] {
+            let hook = json!({ kind: [{ "path": "/usr/bin/nvidia-container-runtime-hook" }] });
+            let text = refusal("/hooks", hook);
+            assert!(text.contains("nvidia-container-runtime-hook") && text.contains("--gpus"));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod attributes;
 mod files;
 mod judged;
 mod locks;
+mod logger;
 mod names;
 mod process;
 mod sockets;
@@ -22,7 +23,6 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["arguments", rest @ ..] => process::arguments(rest),
         ["pattern", mebibytes] => process::pattern(mebibytes.parse()?)?,
-        ["limits"] => process::limits()?,
         ["many", folder, count] => files::many(folder, count.parse()?)?,
         ["links", folder] => files::links(folder)?,
         ["fifo", folder] => files::fifo(folder)?,
@@ -55,6 +55,7 @@ fn main() -> Result<()> {
         }
         ["hold-lock", path] => locks::hold(path)?,
         ["try-lock", path] => locks::try_once(path)?,
+        ["log", path] => logger::run(path)?,
         ["listen", path] => sockets::listen(path)?,
         ["connect", path, text] => sockets::connect(path, text)?,
         ["attack", name, seconds, seed] => attack::run(name, seconds.parse()?, seed.parse()?)?,

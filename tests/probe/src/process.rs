@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use anyhow::Result;
-use nix::sys::resource::{Resource, getrlimit};
 
 /// Prints each argument in Rust's quoted form.
 pub fn arguments(words: &[&str]) {
@@ -24,15 +23,6 @@ pub fn pattern(mebibytes: u64) -> Result<()> {
         out.write_all(&block)?;
     }
     out.flush()?;
-    Ok(())
-}
-
-/// Prints the soft and hard limit of open files and of core files.
-pub fn limits() -> Result<()> {
-    for (name, resource) in [("nofile", Resource::RLIMIT_NOFILE), ("core", Resource::RLIMIT_CORE)] {
-        let (soft, hard) = getrlimit(resource)?;
-        println!("{name} {soft} {hard}");
-    }
     Ok(())
 }
 

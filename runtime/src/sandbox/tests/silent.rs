@@ -89,14 +89,14 @@ fn an_output_file_that_does_not_answer_holds_up_no_other() {
         held.silent.fall_silent();
         let path = held.volume().join("log");
         let paths = |stdout: String| StdioPaths { stdout, ..StdioPaths::default() };
-        let machine = &held.stage.follower.machine;
+        let (follower, bundle) = (&held.stage.follower, held.stage.folder.path());
         let stuck = paths(format!("file://{}", path.display()));
-        let opening = crate::io::Streams::open(&stuck, machine);
+        let opening = follower.open(&stuck, "c", bundle);
         let beside = held.stage.folder.path().join("beside");
         let other = paths(format!("file://{}", beside.display()));
         tokio::select! {
             opened = opening => panic!("{:?}", opened.map(drop)),
-            opened = crate::io::Streams::open(&other, machine) => drop(opened.unwrap()),
+            opened = follower.open(&other, "c", bundle) => drop(opened.unwrap()),
         }
         assert!(beside.exists());
     });
