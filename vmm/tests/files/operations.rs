@@ -318,15 +318,18 @@ fn names_and_single_files_of_volumes_are_believed_for_no_time() {
     stage.bind("source/file", ".volumes/1").unwrap();
     let mut server = serve(&stage);
     let mut client = server.client();
-    // LOOKUP: seconds for the name, seconds for the attributes.
+    // LOOKUP: milliseconds for the name, milliseconds for the attributes.
     let mut times = |path: &[&str], name: &str| {
         let folder = walk(&mut client, path).unwrap();
         let answer = client.call(1, folder, &terminated(name)).unwrap();
-        (long(&answer, 16), long(&answer, 24))
+        let time = |seconds, nanoseconds| {
+            long(&answer, seconds) * 1000 + u64::from(word(&answer, nanoseconds)) / 1_000_000
+        };
+        (time(16, 32), time(24, 36))
     };
-    assert_eq!(times(&["container"], "file"), (1, 1));
-    assert_eq!(times(&["container"], "none").0, 1);
-    assert_eq!(times(&[".volumes", "0"], "file"), (0, 1));
+    assert_eq!(times(&["container"], "file"), (10, 10));
+    assert_eq!(times(&["container"], "none").0, 10);
+    assert_eq!(times(&[".volumes", "0"], "file"), (0, 10));
     assert_eq!(times(&[".volumes", "0"], "none").0, 0);
     assert_eq!(times(&[".volumes"], "1"), (0, 0));
 }
