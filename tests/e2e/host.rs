@@ -59,8 +59,8 @@ const OVERLAY: Part = Part::new(
 
 /// A privileged container with the host's files.
 pub static HOST: Shared<Host> = Shared::new(|runtime| {
-    // An ordinary file system: in memory there are neither append-only files nor times of birth.
-    let stage = Stage::new_in("/var/lib")?;
+    // On the machine's disk: in memory there are neither append-only files nor times of birth.
+    let stage = Stage::new_in("/var/lib/containerd")?;
     let at = |name: &str| stage.path().join(name);
     fs::write(at("born"), "")?;
     fs::create_dir(at("groups"))?;
