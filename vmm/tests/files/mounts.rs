@@ -69,6 +69,9 @@ fn the_agent_hears_how_long_a_name_is_believed() {
     assert!(left(&mut client) <= 0);
     let at = folder.mount("tmpfs", "rootfs", "").unwrap();
     let root = client.lookup(1, "rootfs").unwrap();
+    // Nothing is believed of a mount until the agent has asked after it was entered.
+    assert_eq!(client.lookup(root.node, "none").unwrap().node, 0);
+    assert!(left(&mut client) <= 0);
     assert_eq!(client.lookup(root.node, "none").unwrap().node, 0);
     let now = left(&mut client);
     assert!((0..20_000_000).contains(&now), "{now} ns");

@@ -171,7 +171,8 @@ impl Tree {
         let own = parent.mount == self.nodes.root_mount();
         let depth = if own { self.mounts.depth(path)? } else { None };
         if crosses {
-            self.mounts.enter(parent.mount, depth.is_some(), path, status)?;
+            let outer = (parent.mount, depth.is_some());
+            self.mounts.enter(outer, path, status, self.validity.times_asked())?;
         }
         let joins = crosses && own && parent.domain.takes_in(status.device);
         Ok(match (crosses, depth) {
@@ -208,8 +209,9 @@ impl Tree {
     /// container's root is a mount below. On volumes the host works at the same time. Names of both are
     /// asked for each time, and the answer brings the attributes.
     fn entry_time(&self, parent: &Node) -> Duration {
-        let shared = parent.mount == self.nodes.root_mount() || self.mounts.of(parent.mount).volume;
-        if shared { Duration::ZERO } else { self.validity.begin() }
+        let traits = self.mounts.of(parent.mount);
+        let shared = parent.mount == self.nodes.root_mount() || traits.volume;
+        if shared { Duration::ZERO } else { self.validity.begin(traits.entered) }
     }
 
     /// Returns how long the guest may believe a status. No name leads to a volume that is one file: in
@@ -218,8 +220,9 @@ impl Tree {
         if node.mount == self.nodes.root_mount() {
             return OWN_VALIDITY;
         }
-        let volume = self.mounts.of(node.mount).volume;
-        if volume && node.is_bound { Duration::ZERO } else { self.validity.begin() }
+        let traits = self.mounts.of(node.mount);
+        let bound = traits.volume && node.is_bound;
+        if bound { Duration::ZERO } else { self.validity.begin(traits.entered) }
     }
 }
 

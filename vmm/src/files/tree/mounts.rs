@@ -34,6 +34,8 @@ pub struct Traits {
     pub made_on_reading: bool,
     /// The kernel makes the content, and a read may wait for an event.
     pub may_wait: bool,
+    /// How often the agent had asked for the validity when the guest entered the mount.
+    pub entered: u64,
     /// The number of this process in the mounted procfs; `None` for other file systems.
     own_process: Option<u32>,
 }
@@ -62,12 +64,20 @@ impl Mounts {
         known.get(&mount).copied().unwrap_or_default()
     }
 
-    /// Notes the mount whose root is `path`, reached from the mount `outer`, which may be a volume.
-    pub fn enter(&self, outer: u64, volume: bool, path: &File, status: &Status) -> io::Result<()> {
+    /// Notes the mount whose root is `path`, reached from the mount `outer`, which may be a volume, when the
+    /// agent had asked `asked` times.
+    pub fn enter(
+        &self,
+        (outer, volume): (u64, bool),
+        path: &File,
+        status: &Status,
+        asked: u64,
+    ) -> io::Result<()> {
         let volume = self.of(outer).volume || volume;
         let traits = Traits { volume, ..traits(path, status)? };
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(status.mount, traits);
+        let entered = known.get(&status.mount).map_or(asked, |before| before.entered);
+        known.insert(status.mount, Traits { entered, ..traits });
         Ok(())
     }
 
@@ -114,6 +124,7 @@ fn traits(path: &File, status: &Status) -> io::Result<Traits> {
         read_only: found.f_flags & libc::ST_RDONLY.cast_signed() != 0,
         made_on_reading: may_wait || kind == FUSE,
         may_wait: may_wait && kind != FUSE,
+        entered: 0,
         own_process,
     })
 }

@@ -3,9 +3,12 @@
 //! No virtio-fs server can take back what it has said. So the time is short, and the guest's agent asks by
 //! [`VALIDITY_ATTRIBUTE`] how long the last of it lasts before a process begins that is to see what the host
 //! has written by then.
+//!
+//! Of a mount that the guest has entered since the agent asked last, nothing may be believed. So what is
+//! looked up while a container is created does not hold up its start.
 
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use husk_control::VALIDITY_ATTRIBUTE;
@@ -23,16 +26,27 @@ pub struct Validity {
     began: Instant,
     /// Nanoseconds since `began`.
     ends: AtomicI64,
+    /// How often the agent has asked.
+    asked: AtomicU64,
 }
 
 impl Validity {
     /// Nothing has been said yet.
     pub fn new() -> Self {
-        Self { began: Instant::now(), ends: AtomicI64::new(0) }
+        Self { began: Instant::now(), ends: AtomicI64::new(0), asked: AtomicU64::new(0) }
     }
 
-    /// Notes that the guest is told what was just looked at, and returns how long it may believe that.
-    pub fn begin(&self) -> Duration {
+    /// Returns how often the agent has asked.
+    pub fn times_asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the guest is told what was just looked at, on a mount that it entered when the agent had
+    /// asked `entered` times, and returns how long it may believe that.
+    pub fn begin(&self, entered: u64) -> Duration {
+        if self.times_asked() <= entered {
+            return Duration::ZERO;
+        }
         self.ends.fetch_max(nanoseconds(self.began.elapsed() + VALIDITY), Ordering::Relaxed);
         VALIDITY
     }
@@ -41,7 +55,10 @@ impl Validity {
     /// nanoseconds until its end, negative after it.
     pub fn asked(&self, name: &CStr) -> Option<[u8; 8]> {
         let asked = name.to_bytes() == VALIDITY_ATTRIBUTE.as_bytes();
-        asked.then(|| self.left(self.began.elapsed()).to_le_bytes())
+        asked.then(|| {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.left(self.began.elapsed()).to_le_bytes()
+        })
     }
 
     fn left(&self, now: Duration) -> i64 {
@@ -64,11 +81,14 @@ mod tests {
             let name = std::ffi::CString::new(VALIDITY_ATTRIBUTE).unwrap();
             i64::from_le_bytes(validity.asked(&name).unwrap())
         };
+        assert_eq!(validity.begin(0), Duration::ZERO);
         assert!(left(&validity) <= 0);
-        let most = i64::try_from(validity.begin().as_nanos()).unwrap();
+        assert_eq!(validity.begin(1), Duration::ZERO);
+        let most = i64::try_from(validity.begin(0).as_nanos()).unwrap();
+        assert!(most > 0);
         assert!(left(&validity) <= most);
         let before = validity.began.elapsed();
-        validity.begin();
+        validity.begin(0);
         let after = validity.began.elapsed();
         assert!(validity.left(before) >= most && validity.left(after) <= most);
         std::thread::sleep(VALIDITY);
