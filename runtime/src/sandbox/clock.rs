@@ -134,22 +134,25 @@ impl Difference {
 }
 
 async fn compare(agent: &AgentClient) -> Result<Difference, AgentError> {
-    let mut best: Option<Difference> = None;
-    for _ in 0..TRIES {
-        let (before, start) = (SystemTime::now(), Instant::now());
-        let guest = agent.read_clock().await?;
-        let error = nanoseconds(start.elapsed() / 2);
-        let host = before.duration_since(UNIX_EPOCH).map(nanoseconds).unwrap_or_default();
-        let difference =
-            Difference { ahead: host.saturating_add(error).saturating_sub(guest), error };
-        if best.is_none_or(|best| difference.error < best.error) {
-            best = Some(difference);
-        }
-        if error <= CLOSE {
+    let mut best = compare_once(agent).await?;
+    for _ in 1..TRIES {
+        if best.error <= CLOSE {
             break;
         }
+        let other = compare_once(agent).await?;
+        if other.error < best.error {
+            best = other;
+        }
     }
-    Ok(best.unwrap_or(Difference { ahead: 0, error: 0 }))
+    Ok(best)
+}
+
+async fn compare_once(agent: &AgentClient) -> Result<Difference, AgentError> {
+    let (before, start) = (SystemTime::now(), Instant::now());
+    let guest = agent.read_clock().await?;
+    let error = nanoseconds(start.elapsed() / 2);
+    let host = before.duration_since(UNIX_EPOCH).map(nanoseconds).unwrap_or_default();
+    Ok(Difference { ahead: host.saturating_add(error).saturating_sub(guest), error })
 }
 
 fn nanoseconds(time: Duration) -> i64 {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{Mode, OFlags};
 
-use crate::resource::{Memory, ResourceError};
+use crate::resource::{Memory, ResourceError, is_bind};
 use crate::spec::Membership;
 
 /// The files by their names in `/etc`.
@@ -84,11 +84,6 @@ fn shares_memory(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let own = namespaces.into_iter().flatten().find(|one| one.typ() == LinuxNamespaceType::Ipc);
     own.is_none_or(|namespace| namespace.path().is_some())
-}
-
-fn is_bind(mount: &Mount) -> bool {
-    let bind = |option: &String| option == "bind" || option == "rbind";
-    mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
 }
 
 fn bind(target: &Path, source: &Path, options: &[&str]) -> Mount {
