@@ -19,13 +19,13 @@ pub struct Making<'a, R> {
     pub role: &'static str,
     /// The helper's directory.
     pub directory: &'a Path,
-    /// What the helper is asked for.
+    /// The request for the helper.
     pub request: R,
     /// Where the terminal comes from.
     pub console: Console,
     /// The terminal's owner.
     pub owner: Uid,
-    /// Who waits for the process.
+    /// The reaper that waits for the process.
     pub reaper: &'a Arc<Reaper>,
 }
 

@@ -1,6 +1,7 @@
 //! Memory that containers have for a volume: a tmpfs of the guest's instead of the host's.
 //!
-//! It is charged to the containers that write to it, outlives each of them, and is found by all that mount it.
+//! Such memory is charged to the containers that write to it, outlives each of them, and is found by all that
+//! mount it.
 
 use std::fs;
 use std::io;
@@ -13,10 +14,10 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::fs::{chownat, mkdirat, openat2};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-/// What a volume is to be.
+/// A volume to be made.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryVolume {
-    /// Its name, of digits and `-`.
+    /// The volume's name, of digits and `-`.
     pub name: String,
     /// The mode of its folder.
     pub mode: u32,

@@ -30,10 +30,10 @@ pub struct State {
     pub filter: Filter,
 }
 
-/// Of a state, what the kernel refused.
+/// Parts of a state that the kernel refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// What of it, and the reason.
+    /// Each part of the network, and the reason.
     pub texts: Vec<String>,
     /// Tables of the packet filter.
     pub filter: Vec<Refusal>,
@@ -77,7 +77,7 @@ pub struct Network {
     /// Where sysfs is: what is written there changes the machine.
     sys: PathBuf,
     told: State,
-    /// What the kernel has of the packet filter that was told.
+    /// Tables of the packet filter that was told, as far as the kernel has them.
     filter: Filter,
     /// The guest's numbers of what was told.
     numbers: Numbers,

@@ -49,7 +49,7 @@ COMMIT
 COMMIT
 ";
 
-/// What programs that write nftables themselves may lay: sets, maps, counters, chains without a name.
+/// Rules as of programs that write nftables themselves: sets, maps, counters, chains without a name.
 const NFTABLES: &str = "
 table inet mesh {
     comment \"a mesh's\"
@@ -287,7 +287,7 @@ fn with_agent<F: Future<Output = Result<()>>>(test: impl FnOnce(Agent) -> F) -> 
     runtime.block_on(async { test(Agent::start().await?).await })
 }
 
-/// What a program lists of a namespace, without what is counted and numbered, the tables in order.
+/// Returns a program's listing of a namespace, without what is counted and numbered, the tables in order.
 fn listing(namespace: &Path, program: &str) -> Result<String> {
     let words: Vec<_> = program.split(' ').collect();
     let listed = within(namespace, &words, "")?;
@@ -431,7 +431,7 @@ fn a_table_of_the_older_iptables_that_is_malformed_is_refused() -> Result<()> {
     })
 }
 
-/// What a container dials is redirected to its proxy, but for what the proxy dials.
+/// Connections that a container dials are redirected to its proxy, but for those of the proxy.
 #[test]
 fn rules_are_carried_out_for_the_users_that_they_name() -> Result<()> {
     const RULE: &str =

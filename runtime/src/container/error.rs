@@ -35,7 +35,7 @@ pub enum ContainerError {
     /// The spec asks for what cannot be.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// Its list of CPUs or memory nodes is none.
+    /// The spec's list of CPUs or memory nodes cannot be read.
     #[error(transparent)]
     Cpuset(#[from] CpusetError),
     /// The host has no such CPUs or memory nodes, or gives the sandbox none of them.

@@ -13,7 +13,7 @@ pub(super) struct LaidOut {
     pub request: CreateRequest,
     pub guest: GuestSpec,
     pub files: ContainerShare,
-    /// What the guest lays out itself.
+    /// Volumes that the guest lays out itself.
     pub memory: Vec<MemoryVolume>,
 }
 

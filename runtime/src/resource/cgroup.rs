@@ -22,10 +22,10 @@ const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 const LAST_PROCESSES: usize = 200;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Why the sandbox is not in its cgroup, or not limited by it.
+/// Errors of putting the sandbox into its cgroup, and of limiting it there.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// It could not be made or entered.
+    /// The cgroup could not be made or entered.
     #[error("cannot put the sandbox into the cgroup {path}")]
     Enter {
         /// The cgroup.

@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxResources;
 /// No kernel for x86 counts further (`CONFIG_NR_CPUS`, `MAX_NUMNODES`).
 const MOST: u32 = 8192;
 
-/// Why a list of CPUs or memory nodes cannot be used.
+/// The error of a list of CPUs or memory nodes that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {text:?} is no list of numbers below {MOST} and of ranges of them, such as 0-3,8")]
 pub struct CpusetError {

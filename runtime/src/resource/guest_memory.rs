@@ -52,7 +52,7 @@ pub(super) struct GuestMemory(Mutex<HashMap<(u32, u32), Judgement>>);
 
 #[derive(Debug)]
 enum Judgement {
-    /// It stays the host's.
+    /// The folder stays the host's.
     Host,
     /// Memory of the guest's, and folders of it by their paths.
     Guest { number: usize, folders: HashMap<PathBuf, usize> },

@@ -26,7 +26,7 @@ const INPUT_NAME: u32 = 6;
 const OUTPUT_NAME: u32 = 7;
 const TRANSPORT: u32 = 16;
 
-/// Why an expression cannot be carried into a guest.
+/// The reason for which an expression cannot be carried into a guest.
 pub type Reason = &'static str;
 pub const CONTROL_GROUP: Reason = "it names a control group of the host";
 pub const IP_SET: Reason = "it uses an IP set (ipset)";

@@ -122,7 +122,7 @@ impl Filter {
     }
 }
 
-/// What changes while it is listed is listed again.
+/// Lists the tables of nftables, again if they change meanwhile.
 fn nftables_tables(interfaces: &Interfaces) -> io::Result<(Vec<nftables::Table>, Vec<Uncarried>)> {
     for _ in 0..TRIES {
         let Some(mut lists) = Lists::open()? else { return Ok(Default::default()) };
